@@ -1,0 +1,79 @@
+"""What the gateway asks of any engine: a Protocol of three methods, and the values that pass through it."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class PrioritySign(StrEnum):
+    """How an engine reads a request's priority; inside agentserve smaller runs earlier."""
+
+    LOWER_FIRST = "lower_first"
+    HIGHER_FIRST = "higher_first"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an engine can do, as found out or declared."""
+
+    engine: str
+    version: str | None = None
+    token_ids_in: bool = False
+    token_ids_out: bool = False
+    priority: PrioritySign = PrioritySign.NONE
+    kv_transfer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCall:
+    """One attempt of a call, as an engine is to serve it.
+
+    `body` is the client's OpenAI body. `replay_ids` None: first attempt, send the body's own messages or prompt.
+    Otherwise prompt ids + emitted ids, which go on as a token-id completion with `max_tokens` left.
+    """
+
+    path: str
+    """`/v1/chat/completions` or `/v1/completions`"""
+    body: Mapping[str, Any]
+    request_id: str
+    priority: int = 0
+    replay_ids: tuple[int, ...] | None = None
+    max_tokens: int | None = None
+    kv_transfer_params: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Extra request headers: traceparent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """One piece of a stream.
+
+    `text` may be empty while a character is incomplete. `prompt_ids` comes with the first piece, where the engine
+    gives token ids. `choice` is the engine's own choice object, for what is passed through unread (tool calls,
+    reasoning, logprobs); None in a piece that carries only usage.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] | None = None
+    finish_reason: str | None = None
+    choice: Mapping[str, Any] | None = None
+    usage: Mapping[str, Any] | None = None
+
+
+class EngineAdapter(Protocol):
+    """One engine instance. Every method raises EngineFailed; closing the iterator aborts the call on the engine."""
+
+    def stream(self, call: EngineCall) -> AsyncIterator[Delta]:
+        """Serve a call (or, with kv_transfer_params, the decode leg of a split one), piece by piece."""
+        ...
+
+    async def prefill(self, call: EngineCall) -> Mapping[str, Any]:
+        """Run the prefill leg of a split call; returns the kv_transfer_params that its decode leg needs."""
+        ...
+
+    async def is_healthy(self) -> bool:
+        """Whether the engine answers its health check in time; never raises."""
+        ...

@@ -1,0 +1,62 @@
+"""What can go wrong at the edges, as a tree; every message names what and where.
+
+The CLI prints the message and exits with `exit_code`; the gateway answers with `status` and OpenAI's error shape.
+"""
+
+
+class AgentServeError(Exception):
+    """Root of every error that a user of agentserve can meet."""
+
+    exit_code = 1
+    status = 500
+    code = "internal_error"
+
+
+class BadInput(AgentServeError):
+    """What the user gave cannot be used; nothing was changed."""
+
+    exit_code = 2
+    status = 400
+    code = "invalid_request"
+
+
+class NotFound(AgentServeError):
+    """The named thing does not exist."""
+
+    exit_code = 3
+    status = 404
+    code = "not_found"
+
+
+class Conflict(AgentServeError):
+    """The act does not fit the state the thing is in."""
+
+    exit_code = 3
+    status = 409
+    code = "conflict"
+
+
+class TooLarge(BadInput):
+    """A body, a prompt or a file is over its limit."""
+
+    status = 413
+    code = "too_large"
+
+
+class Unavailable(AgentServeError):
+    """A part that is needed cannot be reached: Redis, the broker, an engine, a port."""
+
+    exit_code = 4
+    status = 503
+    code = "unavailable"
+
+
+class EngineFailed(AgentServeError):
+    """An engine broke off or refused a call. `retryable`: another instance may well serve it."""
+
+    status = 502
+    code = "engine_failed"
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable

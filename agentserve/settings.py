@@ -1,0 +1,66 @@
+"""Every setting of the gateway and its parts, read once from `AGENTSERVE_*` variables; a bad value names its variable."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agentserve.errors import BadInput
+
+
+class Settings(BaseSettings):
+    """Defaults are for one machine: everything binds loopback and nothing sensitive is logged."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTSERVE_", extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=1, le=65535)
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://` or `unix://` URL of Redis 7+ or Valkey 8+."""
+    mqtt_url: str | None = "mqtt://127.0.0.1:1883"
+    """`mqtt://user:password@host:port`; empty: no broker, static engines only."""
+    cluster: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Names the topics and keys, so that clusters can share a broker and a Redis."""
+    policy: str = "agentserve"
+    otlp_endpoint: str | None = None
+    """OTLP/HTTP base URL; unset: no spans are exported."""
+    event_log: Path | None = None
+    """Record every scheduler event and decision here (JSON lines), for replay."""
+
+    max_body_bytes: int = Field(16 * 2**20, ge=1024)
+    max_prompt_tokens: int = Field(1_000_000, ge=1)
+    max_live_calls: int = Field(4096, ge=1)
+    default_slo_s: float | None = Field(None, gt=0)
+    max_slo_s: float = Field(86_400.0, gt=0)
+    call_timeout_s: float = Field(600.0, gt=0)
+    connect_timeout_s: float = Field(1.0, gt=0)
+    stall_timeout_s: float = Field(30.0, gt=0)
+    """A stream silent for this long counts as broken."""
+    lost_after_s: float = Field(1.5, gt=0)
+    """A worker that has not reported for this long, while the broker is up, is lost."""
+    drain_timeout_s: float = Field(10.0, ge=0)
+    """How long a stopping gateway lets calls in flight end."""
+
+    run_ttl_s: int = Field(86_400, ge=1)
+    max_run_events: int = Field(10_000, ge=10)
+    max_run_steps: int = Field(2_000, ge=1)
+    max_listed_runs: int = Field(10_000, ge=1)
+    """Runs remembered in the index; older ones fall out of lists first."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment, with `overrides` (from flags) winning over it; None in an override means not given.
+
+    Raises BadInput naming the variable and what it may be.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic validates what the flags gave
+    except ValidationError as error:
+        problems = "; ".join(
+            f"AGENTSERVE_{str(e['loc'][0]).upper()}={e.get('input')!r}: {e['msg']}" for e in error.errors()
+        )
+        raise BadInput(f"bad setting: {problems}") from None

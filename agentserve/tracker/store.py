@@ -1,0 +1,93 @@
+"""What the gateway needs of a store: four small Protocols, which the Redis store fulfils.
+
+Every call raises Unavailable when the store cannot be reached. All are idempotent: a retry changes nothing more.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentserve.journal import RunEvent
+from workflows.graph import Workflow
+from workflows.run import Run, RunStatus, Transition
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One line of a list of runs."""
+
+    run_id: str
+    workflow: str
+    status: RunStatus
+    submitted_s: float
+    finished_s: float | None
+    slo_s: float | None
+    steps: int
+
+
+class RunStore(Protocol):
+    """Runs and their steps."""
+
+    async def create(self, run: Run) -> tuple[Run, bool]:
+        """Store a new run; returns the stored one and whether this call made it. Conflict if it differs in workflow."""
+        ...
+
+    async def apply(self, run_id: str, transition: Transition) -> Run:
+        """Apply atomically and return the new run. NotFound, IllegalTransition and DuplicateStep change nothing."""
+        ...
+
+    async def load(self, run_id: str) -> Run:
+        """The run as stored; NotFound if it does not exist or its time to live has passed."""
+        ...
+
+    async def list(self, status: RunStatus | None, limit: int) -> Sequence[RunSummary]:
+        """The newest runs first."""
+        ...
+
+
+class EventStore(Protocol):
+    """The journal of each run, bounded in length and time."""
+
+    async def append(self, events: Sequence[RunEvent]) -> None:
+        """Add events in order (one round trip for all); unknown runs are accepted."""
+        ...
+
+    async def read(self, run_id: str) -> Sequence[RunEvent]:
+        """All kept events of a run, oldest first; empty if there are none."""
+        ...
+
+
+class ForecastStore(Protocol):
+    """Counters that forecasts are made of, per workflow; see workflows.forecast for their keys."""
+
+    async def add(self, workflow: str, increments: Mapping[str, int]) -> None:
+        """Add to counters atomically."""
+        ...
+
+    async def counts(self, workflow: str) -> Mapping[str, int]:
+        """All counters of a workflow; empty if nothing was learned."""
+        ...
+
+
+class WorkflowStore(Protocol):
+    """The graphs that clients registered, by name."""
+
+    async def put_workflow(self, workflow: Workflow) -> None:
+        """Register or replace a workflow."""
+        ...
+
+    async def get_workflow(self, name: str) -> Workflow | None:
+        """The workflow of that name, None if never registered."""
+        ...
+
+
+class Store(RunStore, EventStore, ForecastStore, WorkflowStore, Protocol):
+    """All of it, and its end."""
+
+    async def ping(self) -> None:
+        """Return if the store answers, raise Unavailable otherwise."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
