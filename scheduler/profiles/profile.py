@@ -1,4 +1,4 @@
-"""How long does a prefill or a decode step take on a GPU? The formulas, and the loader of their constants."""
+"""How long does a prefill or a decode step take on a GPU? The formulas."""
 
 from dataclasses import dataclass
 
