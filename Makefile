@@ -1,0 +1,59 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` the tests.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := 0.13.9
+export UV_PYTHON := $(BIN)/python
+export PYTHONDONTWRITEBYTECODE :=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check format bench lock clean
+
+help:  ## show these lines
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit("agentserve needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+
+$(VENV)/.run: requirements/run.txt pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/run.txt
+	$(BIN)/uv pip install --quiet --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.run
+	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/dev.txt
+	@touch $@
+
+demo: $(VENV)/.run  ## bring a local cluster up, run agents, compare two policies on real traces, write a report
+	$(BIN)/python -m agentserve demo
+
+test: $(VENV)/.dev  ## every test, with the coverage of scheduler/ and workflows/ checked
+	$(BIN)/python -m pytest tests/unit tests/property tests/replay --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest tests/integration tests/e2e
+
+test-fast: $(VENV)/.dev  ## unit, property and replay tests only
+	$(BIN)/python -m pytest tests/unit tests/property tests/replay
+
+check: $(VENV)/.dev  ## format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite files in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## measure the scheduler, the emulator and the tracker on this machine
+	$(BIN)/python -m benchmarks.scheduler_handle
+	$(BIN)/python -m benchmarks.emulator
+	$(BIN)/python -m benchmarks.tracker
+
+lock: $(BIN)/uv  ## pin every dependency anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements/run.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras --group dev --constraint requirements/run.txt pyproject.toml -o requirements/dev.txt
+
+clean:  ## remove the environment and everything that was generated
+	rm -rf $(VENV) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,35 @@
+"""How the command line asks a running gateway: one GET, with errors in words."""
+
+import os
+from typing import Any
+
+import httpx
+
+from agentserve.errors import AgentServeError, NotFound, Unavailable
+
+
+def gateway_url(given: str | None) -> str:
+    """The flag's value, else $AGENTSERVE_GATEWAY, else the default address, without a trailing slash."""
+    return (given or os.environ.get("AGENTSERVE_GATEWAY") or "http://127.0.0.1:8080").rstrip("/")
+
+
+def get_json(base_url: str, path: str) -> Any:
+    """GET a JSON answer. NotFound and Unavailable carry the gateway's own message."""
+    try:
+        response = httpx.get(base_url + path, timeout=10.0)
+    except httpx.HTTPError as error:
+        raise Unavailable(
+            f"no gateway answers at {base_url} ({type(error).__name__}): start one with `agentserve up`, or name yours "
+            "with --gateway or AGENTSERVE_GATEWAY"
+        ) from None
+    if response.is_success:
+        return response.json()
+    message = f"{base_url}{path}: HTTP {response.status_code}: {_message(response)}"
+    raise NotFound(message) if response.status_code == 404 else AgentServeError(message)
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
