@@ -1,0 +1,202 @@
+"""Which numbers steer the scheduler, in what range, and what each one means?
+
+Defaults suit live serving of 8B to 70B models; the lab sweeps them. A value out of range raises InvalidConfig with the
+field's name.
+"""
+
+from dataclasses import dataclass, field, fields
+
+from scheduler.errors import InvalidConfig
+
+
+def _check(config: object, **bounds: tuple[float, float]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise InvalidConfig(f"{type(config).__name__}.{name} is {value}; allowed are {low} to {high}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthConfig:
+    """How output lengths are learned: decay per sample, back-off strength in samples, and the cold-start prior."""
+
+    half_life_samples: float = 200.0
+    backoff_samples: float = 6.0
+    """How many samples a parent (node, model, prior) is worth against a child's own."""
+    prior_median_tokens: float = 200.0
+    prior_sigma: float = 1.1
+    """Standard deviation of ln(length) of the cold-start prior."""
+    max_keys: int = 8192
+    """Histograms kept; names come from clients, so the least recently used go first."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            half_life_samples=(1.0, 1e6),
+            backoff_samples=(0.01, 1e4),
+            prior_median_tokens=(1.0, 1e5),
+            prior_sigma=(0.05, 5.0),
+            max_keys=(1, 10_000_000),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateConfig:
+    """How far reports and observations are trusted."""
+
+    stale_after_s: float = 3.0
+    """A report older than this no longer adds load that the scheduler did not place itself."""
+    instance_alpha: float = 0.2
+    """EMA weight of one observed/predicted speed ratio of an instance."""
+    gpu_alpha: float = 0.05
+    """The same for the ratio shared by all instances of a GPU type."""
+    gpu_samples: float = 4.0
+    """How many samples of its own an instance needs to weigh as much as its GPU type's shared ratio."""
+    min_correction: float = 0.2
+    max_correction: float = 5.0
+    window_tokens: int = 32
+    """Output tokens of one call per sample of decode speed."""
+    overhead_s: float = 0.005
+    """Part of an observed time to first token that is neither queue nor prefill (HTTP, relay)."""
+    black_box_alpha: float = 0.2
+    """EMA weight of GoodServe's q, p and d."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            stale_after_s=(0.0, 3600.0),
+            instance_alpha=(0.001, 1.0),
+            gpu_alpha=(0.0, 1.0),
+            gpu_samples=(0.0, 1e6),
+            min_correction=(0.01, 1.0),
+            max_correction=(1.0, 100.0),
+            window_tokens=(1, 1_000_000),
+            overhead_s=(0.0, 10.0),
+            black_box_alpha=(0.001, 1.0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationConfig:
+    """When a running call may move (every policy with `rectify` reads these; GoodServe's paper has none of them)."""
+
+    min_gain_s: float = 0.5
+    """Hysteresis: predicted finish must come earlier by this much, cost included."""
+    min_gain_share: float = 0.2
+    """Hysteresis: and by this share of the remaining time at the source."""
+    min_chance_gain: float = 0.2
+    """And the chance to meet the latest deadline must grow by this much."""
+    cooldown_s: float = 5.0
+    """Least time between two moves of a call."""
+    max_moves: int = 2
+    """Moves per call, drains not counted."""
+    max_concurrent: int = 4
+    """Calls that may be on the move at once in the cluster."""
+    drain_patience_s: float = 3.0
+    """A call on a draining instance moves when it is expected to run longer than this there."""
+    checks_per_wake: int = 32
+    """Calls weighed for a move at one Woke, the most urgent first."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            min_gain_s=(0.0, 3600.0),
+            min_gain_share=(0.0, 1.0),
+            min_chance_gain=(0.0, 1.0),
+            cooldown_s=(0.0, 3600.0),
+            max_moves=(0, 1000),
+            max_concurrent=(0, 1_000_000),
+            drain_patience_s=(0.0, 86400.0),
+            checks_per_wake=(1, 1_000_000),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoodServeConfig:
+    """GoodServe as published: no hysteresis, no cap, no cost term. Raise them to give the baseline its best setting."""
+
+    max_moves: int = 1_000_000
+    cooldown_s: float = 0.0
+    min_gain_s: float = 0.0
+    charge_replay: bool = False
+    """Add the re-prefill of emitted tokens to the target's estimate before the just-enough test."""
+
+    def __post_init__(self) -> None:
+        _check(self, max_moves=(0, 1_000_000), cooldown_s=(0.0, 3600.0), min_gain_s=(0.0, 3600.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentServeConfig:
+    """Prices of our policy, all in seconds of somebody's delay."""
+
+    social_weight: float = 1.0
+    """Price of one second of delay caused to a resident call, against one second of the call's own."""
+    prefix_weight: float = 0.5
+    """Price of a second of prefill that evicted prefixes will have to repeat."""
+    kv_weight: float = 4.0
+    """Price in seconds of filling the last of the KV cache; grows with the square above 80 % use."""
+    safe_chance: float = 0.95
+    """From this chance on a placement counts as meeting its deadline."""
+    lost_chance: float = 0.02
+    """Below this best chance of the latest deadline a run counts as lost and gives way."""
+    lost_own_weight: float = 0.1
+    """Weight of its own finish in the price of a call whose run is lost."""
+    split_gain_share: float = 0.1
+    """A prefill/decode split must be this much cheaper than the best colocated placement."""
+    split_candidates: int = 4
+    """Best prefill and best decode instances from which pairs are formed."""
+    best_effort_slack_s: float = 120.0
+    """Slack that orders calls without SLO among those that have one."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            social_weight=(0.0, 100.0),
+            prefix_weight=(0.0, 100.0),
+            kv_weight=(0.0, 1000.0),
+            safe_chance=(0.0, 1.0),
+            lost_chance=(0.0, 1.0),
+            lost_own_weight=(0.0, 1.0),
+            split_gain_share=(0.0, 1.0),
+            split_candidates=(1, 64),
+            best_effort_slack_s=(0.0, 1e6),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Everything that `make_scheduler` may be told; sections are named after the file that reads them."""
+
+    risk_period_s: float = 1.0
+    """τ: how often a running call is re-estimated (GoodServe: every 50 iterations)."""
+    hold_limit_s: float = 10.0
+    """How long a call waits for an instance to join before it is refused."""
+    max_attempts: int = 4
+    """Failed attempts after which a call is refused."""
+    speed_sigma: float = 0.15
+    """Standard deviation of ln(time) that the latency model leaves unexplained."""
+    explained_candidates: int = 6
+    """Losing candidates listed in a decision's reason."""
+    max_ended: int = 8192
+    """Ended calls remembered, so that a late event about one is told from a wrong one."""
+    length: LengthConfig = field(default_factory=LengthConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    migration: MigrationConfig = field(default_factory=MigrationConfig)
+    goodserve: GoodServeConfig = field(default_factory=GoodServeConfig)
+    agentserve: AgentServeConfig = field(default_factory=AgentServeConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            risk_period_s=(0.001, 3600.0),
+            hold_limit_s=(0.0, 86400.0),
+            max_attempts=(1, 1000),
+            speed_sigma=(0.0, 3.0),
+            explained_candidates=(0, 64),
+            max_ended=(0, 10_000_000),
+        )
+
+
+def field_names(config: object) -> tuple[str, ...]:
+    """Names of a config section's fields, in order."""
+    return tuple(f.name for f in fields(config))  # type: ignore[arg-type]  # any dataclass instance
