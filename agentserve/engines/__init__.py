@@ -1,1 +1,22 @@
-"""How to speak to each kind of engine over plain HTTP, behind one Protocol."""
+"""How does the gateway speak to an engine? One adapter per kind of engine, opened by name."""
+
+from agentserve.engines.adapter import EngineAdapter
+from agentserve.engines.http import EngineHttp, Limits
+from agentserve.engines.openai import OpenAiAdapter
+from agentserve.engines.vllm import VllmAdapter
+from agentserve.errors import BadInput
+
+VLLM_LIKE = ("vllm", "emulator")
+PLAIN = ("openai", "llamacpp", "transformers")
+
+
+def open_adapter(
+    engine: str, url: str, *, supports_priority: bool = False, limits: Limits | None = None
+) -> EngineAdapter:
+    """An adapter for the engine at `url`, with a connection pool of its own; BadInput for an unknown kind."""
+    http = EngineHttp(url, limits or Limits())
+    if engine in VLLM_LIKE:
+        return VllmAdapter(http, supports_priority=supports_priority)
+    if engine in PLAIN:
+        return OpenAiAdapter(http)
+    raise BadInput(f"unknown engine {engine!r} at {url}: it may be {', '.join((*VLLM_LIKE, *PLAIN))}")

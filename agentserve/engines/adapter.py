@@ -1,4 +1,4 @@
-"""What the gateway asks of any engine: a Protocol of three methods, and the values that pass through it."""
+"""What the gateway asks of any engine: a Protocol of four methods, and the values that pass through it."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +41,9 @@ class EngineCall:
     priority: int = 0
     replay_ids: tuple[int, ...] | None = None
     max_tokens: int | None = None
+    """Of a replay: how many tokens are left to make; None: as many as fit."""
+    min_tokens: int | None = None
+    """Of a replay: how many of them must come before the engine may stop."""
     kv_transfer_params: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     """Extra request headers: traceparent."""
@@ -76,4 +79,8 @@ class EngineAdapter(Protocol):
 
     async def is_healthy(self) -> bool:
         """Whether the engine answers its health check in time; never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Release the connections."""
         ...

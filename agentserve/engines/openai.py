@@ -1,0 +1,40 @@
+"""How is a call served by any OpenAI-compatible server? Plain fields only; it takes no token ids, so nothing moves."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from agentserve.engines.adapter import Capabilities, Delta, EngineCall
+from agentserve.engines.bodies import plain_body
+from agentserve.engines.http import EngineHttp
+from agentserve.engines.vllm import stream_deltas
+from agentserve.errors import EngineFailed
+
+
+class OpenAiAdapter:
+    """EngineAdapter for a plain OpenAI server: unknown fields stripped, no replay, no split placement."""
+
+    def __init__(self, http: EngineHttp, *, health_path: str = "/v1/models") -> None:
+        self._http = http
+        self._health_path = health_path
+        self.capabilities = Capabilities(engine="openai")
+
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+        """Serve a call from its beginning."""
+        if call.replay_ids is not None or call.kv_transfer_params is not None:
+            raise EngineFailed(f"{self._http.url}: a plain OpenAI server takes no token ids and no KV", retryable=False)
+        async with aclosing(stream_deltas(self._http, call.path, plain_body(call), call.headers)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def prefill(self, call: EngineCall) -> Mapping[str, Any]:
+        """Always EngineFailed: there is no KV to hand over."""
+        raise EngineFailed(f"{self._http.url}: a plain OpenAI server cannot prefill for another")
+
+    async def is_healthy(self) -> bool:
+        """Whether the list of models answers in time."""
+        return await self._http.is_healthy(self._health_path)
+
+    async def close(self) -> None:
+        """Release the connections."""
+        await self._http.close()

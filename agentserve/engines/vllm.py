@@ -1,0 +1,68 @@
+"""How is a call served by vLLM, or by the emulator that speaks the same? Token ids out and in, priority, P/D legs."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from agentserve.engines.adapter import Capabilities, Delta, EngineCall, PrioritySign
+from agentserve.engines.bodies import attempt_path, prefill_body, vllm_body
+from agentserve.engines.chunks import parse_chunk
+from agentserve.engines.http import EngineHttp, EngineUnreachable
+from agentserve.engines.sse import DONE
+from agentserve.errors import EngineFailed
+
+
+class VllmAdapter:
+    """EngineAdapter for vLLM's OpenAI server with its extensions."""
+
+    def __init__(self, http: EngineHttp, *, supports_priority: bool = False) -> None:
+        self._http = http
+        self._priority = supports_priority
+        self.capabilities = Capabilities(
+            engine="vllm",
+            token_ids_in=True,
+            token_ids_out=True,
+            priority=PrioritySign.LOWER_FIRST if supports_priority else PrioritySign.NONE,
+            kv_transfer=True,
+        )
+
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+        """Serve a call, or the decode leg of a split one."""
+        body = vllm_body(call, priority=self._priority)
+        async with aclosing(stream_deltas(self._http, attempt_path(call), body, call.headers)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def prefill(self, call: EngineCall) -> Mapping[str, Any]:
+        """Run the prefill leg of a split call; returns what its decode leg needs."""
+        body = prefill_body(call, priority=self._priority)
+        answer = await self._http.json(attempt_path(call), body, call.headers)
+        params = answer.get("kv_transfer_params")
+        if not isinstance(params, dict):
+            raise EngineFailed(f"{self._http.url}: the prefill leg gave no kv_transfer_params")
+        return params
+
+    async def is_healthy(self) -> bool:
+        """Whether `/health` answers in time."""
+        return await self._http.is_healthy()
+
+    async def close(self) -> None:
+        """Release the connections."""
+        await self._http.close()
+
+
+async def stream_deltas(
+    http: EngineHttp, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+) -> AsyncGenerator[Delta, None]:
+    """The deltas of a streaming call up to `[DONE]`; EngineUnreachable if the stream just stops before its finish."""
+    has_finished = False
+    async with aclosing(http.events(path, body, headers)) as payloads:
+        async for payload in payloads:
+            if payload == DONE:
+                return
+            for delta in parse_chunk(payload):
+                if delta.finish_reason is not None:
+                    has_finished = True
+                yield delta
+    if not has_finished:
+        raise EngineUnreachable(f"{http.url}: the stream ended before its finish")
