@@ -1,0 +1,90 @@
+"""What is a worker told when it starts? Its engine, its GPU, its broker, and what it should not find out by itself."""
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from agentserve.errors import BadInput
+from scheduler.events import Role
+
+_NAME = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """An engine and the facts about it that are given; None: ask the engine, then the GPU profile.
+
+    `kv_transfer` True or False settles whether it can hand over KV; `kv_link_bytes_per_s` is the link's bandwidth.
+    """
+
+    engine_url: str
+    gpu: str
+    model: str | None = None
+    """Served model name; None: the engine's only one."""
+    engine: str = "vllm"
+    role: Role = Role.MIXED
+    speed: float = 1.0
+    kv_capacity_tokens: int | None = None
+    block_tokens: int | None = None
+    max_num_seqs: int = 256
+    max_batched_tokens: int = 8192
+    kv_bytes_per_token: int | None = None
+    kv_link_bytes_per_s: float | None = None
+    kv_transfer: bool | None = None
+    supports_priority: bool | None = None
+    supports_replay: bool | None = None
+    worker_id: str | None = None
+    """Instance id; None: made of the GPU and the engine's address, so that a restarted worker keeps it."""
+    request_timeout_s: float = 1.0
+    probe_timeout_s: float = 30.0
+    """For the one-token completions that find out what the engine can do."""
+    ready_timeout_s: float | None = None
+    """Give up on an engine that is not ready after this long; None: wait for ever."""
+
+    def __post_init__(self) -> None:
+        """Raises BadInput naming the field."""
+        parts = urlsplit(self.engine_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput(f"engine URL {self.engine_url!r}: must be http://host:port or https://host:port")
+        if parts.username or parts.password:
+            raise BadInput("engine URL: must not hold credentials, since it is announced to the cluster")
+        if self.worker_id is not None and not _NAME.match(self.worker_id):
+            raise BadInput(f"worker id {self.worker_id!r}: 1 to 64 letters, digits, '_', '.' or '-'")
+        for name in ("speed", "kv_capacity_tokens", "block_tokens", "max_num_seqs", "max_batched_tokens",
+                     "kv_bytes_per_token", "kv_link_bytes_per_s", "request_timeout_s", "probe_timeout_s"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise BadInput(f"{name.replace('_', '-')} {value}: must be above 0")
+
+    @property
+    def instance_id(self) -> str:
+        """The given worker id, or one made of GPU, host and port."""
+        if self.worker_id is not None:
+            return self.worker_id
+        parts = urlsplit(self.engine_url)
+        return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{self.gpu}-{parts.hostname}-{parts.port or parts.scheme}")[:64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig(EngineConfig):
+    """A worker process: its engine, and how it reports."""
+
+    mqtt_url: str = field(default="mqtt://127.0.0.1:1883", repr=False)
+    cluster: str = "default"
+    report_interval_s: float = 0.2
+    recheck_interval_s: float = 5.0
+    """How often model and version are asked for again."""
+    drain_timeout_s: float = 30.0
+    """How long a stopping worker waits for its engine to become idle."""
+    handle_signals: bool = True
+    """SIGTERM and SIGINT drain and stop; a second one stops at once."""
+
+    def __post_init__(self) -> None:
+        """Raises BadInput naming the field."""
+        EngineConfig.__post_init__(self)
+        if not _NAME.match(self.cluster):
+            raise BadInput(f"cluster {self.cluster!r}: 1 to 64 letters, digits, '_', '.' or '-'")
+        if self.report_interval_s <= 0 or self.recheck_interval_s <= 0:
+            raise BadInput("report-interval and recheck-interval: must be above 0")
+        if self.drain_timeout_s < 0:
+            raise BadInput(f"drain-timeout {self.drain_timeout_s}: must not be negative")
