@@ -1,0 +1,155 @@
+"""How do runs, steps, events and workflows look in Redis? As JSON; fields unknown to this version are ignored."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, Final
+
+import orjson
+
+from agentserve.errors import BadInput, TooLarge, Unavailable
+from agentserve.journal import Kind, RunEvent
+from agentserve.tracker.store import RunSummary
+from workflows.graph import Workflow
+from workflows.run import Run, RunStatus, Step, StepKind, StepStatus
+
+MAX_STEP_BYTES: Final = 256 * 2**10
+MAX_EVENT_BYTES: Final = 64 * 2**10
+MAX_WORKFLOW_BYTES: Final = 2**20
+
+STEP_PREFIX: Final = b"s:"
+_RUN_FIELDS: Final = tuple(f.name for f in fields(Run) if f.name not in ("steps", "version"))
+_STEP_FIELDS: Final = frozenset(f.name for f in fields(Step))
+
+
+def step_field(step_id: str) -> bytes:
+    """The field of a run's hash that holds this step."""
+    return STEP_PREFIX + step_id.encode()
+
+
+def run_bytes(run: Run) -> bytes:
+    """The run's own fields, without its steps and version. TooLarge past the limit."""
+    return _bounded({name: getattr(run, name) for name in _RUN_FIELDS}, f"run {run.run_id}", MAX_STEP_BYTES)
+
+
+def step_bytes(position: int, step: Step) -> bytes:
+    """A step and its place among the run's steps. TooLarge past the limit."""
+    return _bounded([position, step], f"step {step.step_id}", MAX_STEP_BYTES)
+
+
+def run_from_fields(stored: Mapping[bytes, bytes]) -> Run:
+    """The run that a hash holds; Unavailable if it is not one of ours."""
+    try:
+        placed = sorted(orjson.loads(value) for name, value in stored.items() if name.startswith(STEP_PREFIX))
+        steps = (_step(plain) for _, plain in placed)
+        return _run(orjson.loads(stored[b"run"]), {step.step_id: step for step in steps}, int(stored[b"version"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unavailable(f"a stored run cannot be read: {type(error).__name__}") from error
+
+
+def summary(run_json: bytes, steps: bytes) -> RunSummary:
+    """A line of the list, from a run's own fields and its number of steps."""
+    run = _run(orjson.loads(run_json), {}, 1)
+    return RunSummary(
+        run_id=run.run_id,
+        workflow=run.workflow,
+        status=run.status,
+        submitted_s=run.submitted_s,
+        finished_s=run.finished_s,
+        slo_s=run.slo_s,
+        steps=int(steps),
+    )
+
+
+def event_bytes(event: RunEvent) -> bytes:
+    """An event; data past the limit loses its largest values, whose keys are then listed under `omitted`."""
+    what = f"a {event.kind} event of run {event.run_id}"
+    whole = _dump(_event_plain(event, event.data), what)
+    if len(whole) <= MAX_EVENT_BYTES:
+        return whole
+    size_of = {key: len(_dump(value, what)) for key, value in event.data.items()}
+    kept = dict(event.data)
+    omitted: list[str] = []
+    for largest in sorted(size_of, key=lambda key: (-size_of[key], key)):
+        del kept[largest]
+        omitted.append(largest)
+        stored = _dump(_event_plain(event, {**kept, "omitted": omitted}), what)
+        if len(stored) <= MAX_EVENT_BYTES:
+            return stored
+    raise TooLarge(f"{what} has {len(whole)} bytes; at most {MAX_EVENT_BYTES} are kept")
+
+
+def event_from_bytes(run_id: str, stored: bytes) -> RunEvent:
+    """The event that `event_bytes` wrote; Unavailable if it is not one of ours."""
+    try:
+        plain = orjson.loads(stored)
+        return RunEvent(
+            run_id=run_id,
+            kind=Kind(plain["kind"]),
+            at_s=plain["at_s"],
+            step_id=plain.get("step_id"),
+            request_id=plain.get("request_id"),
+            data=plain.get("data", {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unavailable(f"a stored event of run {run_id} cannot be read: {type(error).__name__}") from error
+
+
+def workflow_bytes(workflow: Workflow) -> bytes:
+    """A workflow; TooLarge past the limit."""
+    return _bounded(workflow.to_dict(), f"workflow {workflow.name}", MAX_WORKFLOW_BYTES)
+
+
+def workflow_from_bytes(stored: bytes) -> Workflow:
+    """The workflow that `workflow_bytes` wrote."""
+    return Workflow.from_dict(orjson.loads(stored))
+
+
+def pairs(answer: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[bytes, bytes]:
+    """The fields of a hash, which a server answers as a map or, from a script, as a flat list."""
+    if isinstance(answer, Mapping):
+        return dict(answer)
+    flat = list(answer)
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _bounded(value: object, what: str, limit: int) -> bytes:
+    stored = _dump(value, what)
+    if len(stored) > limit:
+        raise TooLarge(f"{what} has {len(stored)} bytes; at most {limit} are kept")
+    return stored
+
+
+def _run(plain: Mapping[str, Any], steps: Mapping[str, Step], version: int) -> Run:
+    known = {name: plain[name] for name in _RUN_FIELDS if name in plain}
+    known["status"] = RunStatus(plain["status"])
+    return Run(**known, steps=steps, version=version)
+
+
+def _step(plain: Mapping[str, Any]) -> Step:
+    known = {name: value for name, value in plain.items() if name in _STEP_FIELDS}
+    known |= {
+        "kind": StepKind(plain["kind"]),
+        "status": StepStatus(plain["status"]),
+        "parents": tuple(plain["parents"]),
+    }
+    return Step(**known)
+
+
+def _event_plain(event: RunEvent, data: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {"kind": event.kind, "at_s": event.at_s, "step_id": event.step_id, "request_id": event.request_id}
+    return {name: value for name, value in plain.items() if value is not None} | {"data": data}
+
+
+def _dump(value: object, what: str) -> bytes:
+    try:
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise BadInput(f"{what} cannot be kept: {error}") from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    return str(value)

@@ -1,0 +1,135 @@
+"""How is Redis talked to: one pool, a time limit on every call, and every failure translated here into Unavailable.
+
+Nothing else imports `redis`. A call that failed on a broken connection is sent again within its time limit, so a Redis
+that comes back is used again; all that is sent through here must therefore be safe to send twice.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from agentserve.errors import BadInput, Unavailable
+
+Argument = str | bytes | int | float
+
+_RETRIES: Final = 1
+_SCHEMES: Final = ("redis", "rediss", "unix")
+_REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (exceptions.AuthenticationError, "it refused the user or password"),
+    (exceptions.AuthorizationError, "it refused the user or password"),
+    (exceptions.NoPermissionError, "the user may not run a command that is needed"),
+    (exceptions.BusyLoadingError, "it is still loading its data"),
+    (exceptions.MaxConnectionsError, "all connections are in use"),
+    (exceptions.OutOfMemoryError, "its memory limit is reached"),
+    (exceptions.ReadOnlyError, "it is a read-only replica"),
+    (exceptions.TimeoutError, "it did not answer in time"),
+    (TimeoutError, "it did not answer in time"),
+    (exceptions.ConnectionError, "the connection failed"),
+    (OSError, "the connection failed"),
+)
+
+
+class Script:
+    """A Lua script that the server runs atomically; sent whole only to a server that does not know it yet."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+class Connection:
+    """A pool of at most `max_connections` to the server at `url`; a call takes at most `timeout_s`, or Unavailable."""
+
+    def __init__(self, url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 1.0, max_connections: int = 64):
+        self.address = address_of(url)
+        self._timeout_s = timeout_s
+        try:
+            pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=max_connections,
+                timeout=timeout_s,
+                socket_timeout=timeout_s,
+                retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), _RETRIES),
+                **({} if url.startswith("unix:") else {"socket_connect_timeout": connect_timeout_s}),
+            )
+        except ValueError:
+            raise _bad_url() from None
+        self._redis = Redis.from_pool(pool)
+
+    async def command(self, *arguments: Argument) -> Any:
+        """Run one command; the answer as the client gives it, text as bytes."""
+        with self._translated():
+            async with asyncio.timeout(self._timeout_s):
+                return await self._send(*arguments)
+
+    async def pipeline(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Run commands in order in one round trip (not as one transaction); their answers."""
+        if not commands:
+            return []
+        with self._translated():
+            async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return await pipe.execute()
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """Run a script by its digest; its answer."""
+        with self._translated():
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    return await self._send("EVALSHA", script.sha, len(keys), *keys, *arguments)
+                except exceptions.NoScriptError:
+                    return await self._send("EVAL", script.source, len(keys), *keys, *arguments)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        with self._translated():
+            await self._redis.aclose()
+
+    async def _send(self, *arguments: Argument) -> Any:
+        return await self._redis.execute_command(*arguments)  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+            raise Unavailable(f"Redis at {self.address}: {_reason(error)}") from error
+
+
+def address_of(url: str) -> str:
+    """The part of a Redis URL that may be shown: host and port, or the socket's path; BadInput for another URL."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _bad_url() from None
+    if parts.scheme not in _SCHEMES or (parts.scheme == "unix" and not parts.path):
+        raise _bad_url()
+    if parts.scheme == "unix":
+        return parts.path
+    return f"{host or 'localhost'}:{port or 6379}"
+
+
+def _bad_url() -> BadInput:
+    # The URL itself is not repeated: it may hold a password.
+    return BadInput(
+        "the Redis URL (AGENTSERVE_REDIS_URL) must look like redis://host:6379/0, rediss://… or unix:///path"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What failed, without the command or its arguments, which servers repeat in some errors."""
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            detail = getattr(error.__cause__ or error, "strerror", None)
+            return f"{reason} ({detail})" if detail else reason
+    return f"it refused a command ({type(error).__name__})"

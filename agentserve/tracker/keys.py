@@ -1,0 +1,53 @@
+"""Under which keys is what kept? One place; `docs/tracker.md` lists the same.
+
+The cluster's name is the hash tag of every key, so all keys of a cluster share a slot and a script may touch several
+of them on a Redis Cluster too.
+"""
+
+from typing import Final
+
+from agentserve.errors import BadInput
+from workflows.run import RunStatus
+
+MAX_NAME_BYTES: Final = 512
+
+
+class Keys:
+    """The keys of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self._prefix = f"agentserve:{{{cluster}}}"
+        self.runs = f"{self._prefix}:runs"
+        """Sorted set: every listed run by submission time."""
+        self.by_status = {status: f"{self._prefix}:runs:{status.value}" for status in RunStatus}
+        """Sorted sets: the same, one for each status."""
+
+    def run(self, run_id: str) -> str:
+        """Hash: a run's own fields, and one field for each step."""
+        return f"{self._prefix}:run:{_checked('run id', run_id)}"
+
+    def events(self, run_id: str) -> str:
+        """Stream: a run's journal."""
+        return f"{self._prefix}:events:{_checked('run id', run_id)}"
+
+    def forecast(self, workflow: str) -> str:
+        """Hash: counters that a workflow's forecast is made of."""
+        return f"{self._prefix}:forecast:{_checked('workflow name', workflow)}"
+
+    def workflow(self, name: str) -> str:
+        """String: a registered workflow."""
+        return f"{self._prefix}:workflow:{_checked('workflow name', name)}"
+
+    def once(self, token: str) -> str:
+        """String: remembers for a minute that the call with this token was done."""
+        return f"{self._prefix}:once:{token}"
+
+
+def _checked(what: str, name: str) -> str:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise BadInput(f"a {what} must be valid Unicode") from None
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise BadInput(f"a {what} must have 1 to {MAX_NAME_BYTES} bytes, not {size}")
+    return name

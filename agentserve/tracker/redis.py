@@ -1,0 +1,316 @@
+"""How is everything that must outlive a gateway kept in Redis? Runs by compare-and-set, events as streams, counters.
+
+A change of a run is: take the run (from a small cache, or Redis), let `Run.apply` decide what happens, and have one
+script store it only if nobody stored another one since. A refusal, or a change that changes nothing, counts only once
+it was found on the run as Redis holds it. Every call returns within its time limit or raises Unavailable.
+"""
+
+import asyncio
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from weakref import WeakValueDictionary
+
+from agentserve.errors import Conflict, NotFound, TooLarge, Unavailable
+from agentserve.journal import RunEvent
+from agentserve.settings import Settings
+from agentserve.tracker import codec, scripts
+from agentserve.tracker.connection import Argument, Connection
+from agentserve.tracker.keys import Keys
+from agentserve.tracker.store import RunSummary
+from workflows.errors import WorkflowError
+from workflows.graph import Workflow
+from workflows.run import Run, RunStatus, Transition
+
+MAX_COUNTERS: Final = 20_000
+"""Most counters kept for one workflow; further ones are not begun."""
+LEARNED_TTL_S: Final = 30 * 86_400
+"""Workflows and what was learned of them are kept this long after their last use."""
+
+_MAX_TRIES: Final = 64
+_MAX_CACHED_RUNS: Final = 1024
+_STATUSES: Final = tuple(RunStatus)
+_FIRST_STATUS_KEY: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A run as last seen in Redis, with the token of the commit that wrote it."""
+
+    run: Run
+    token: bytes
+
+
+class RedisStore:
+    """A `tracker.store.Store` on Redis 7+ or Valkey 8+.
+
+    `run_ttl_s`: runs and events are kept this long after their last change. `max_run_events`: about as many events of a
+    run are kept, the newest. `max_run_steps`: a step more raises TooLarge. `max_listed_runs`: the newest that `list`
+    knows; older runs can still be loaded.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        cluster: str,
+        *,
+        run_ttl_s: int = 86_400,
+        max_run_events: int = 10_000,
+        max_run_steps: int = 2_000,
+        max_listed_runs: int = 10_000,
+        timeout_s: float = 5.0,
+        connect_timeout_s: float = 1.0,
+    ) -> None:
+        self._connection = Connection(url, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
+        self._keys = Keys(cluster)
+        self._run_ttl_s = run_ttl_s
+        self._max_run_events = max_run_events
+        self._max_run_steps = max_run_steps
+        self._max_listed_runs = max_listed_runs
+        self._cache: OrderedDict[str, _Stored] = OrderedDict()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._writer = os.urandom(8).hex()
+        self._numbers = itertools.count()
+
+    @classmethod
+    async def connect(cls, settings: Settings) -> Self:
+        """A store as the settings say, known to answer; Unavailable otherwise, BadInput for a malformed URL."""
+        store = cls(
+            settings.redis_url,
+            settings.cluster,
+            run_ttl_s=settings.run_ttl_s,
+            max_run_events=settings.max_run_events,
+            max_run_steps=settings.max_run_steps,
+            max_listed_runs=settings.max_listed_runs,
+            connect_timeout_s=settings.connect_timeout_s,
+        )
+        try:
+            await store.ping()
+        except Unavailable:
+            await store.close()
+            raise
+        return store
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without user or password."""
+        return self._connection.address
+
+    async def ping(self) -> None:
+        """Return if the server answers, raise Unavailable otherwise."""
+        await self._connection.command("PING")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._connection.close()
+
+    # Runs
+
+    async def create(self, run: Run) -> tuple[Run, bool]:
+        """Store a new run; returns the stored one and whether this call made it. Conflict if it differs in workflow."""
+        async with self._lock(run.run_id):
+            found = await self._commit(None, run)
+            if found is None:
+                return run, True
+        if found.run.workflow != run.workflow:
+            raise Conflict(f"run {run.run_id} is one of workflow {found.run.workflow}, not {run.workflow}")
+        return found.run, False
+
+    async def apply(self, run_id: str, transition: Transition) -> Run:
+        """Apply atomically and return the new run.
+
+        NotFound, IllegalTransition, DuplicateStep and TooLarge (one step more than a run may have) change nothing.
+        """
+        async with self._lock(run_id):
+            before = self._cache.get(run_id)
+            fresh = before is None
+            for _ in range(_MAX_TRIES):
+                if before is None:
+                    before, fresh = await self._read(run_id), True
+                after = self._next(before.run, transition, fresh)
+                if after is None:
+                    before = None
+                    continue
+                if after is before.run:
+                    return after
+                changed_by_other = await self._commit(before, after)
+                if changed_by_other is None:
+                    return after
+                before, fresh = changed_by_other, True
+        raise Unavailable(f"run {run_id} is being changed by too many writers at once")
+
+    async def load(self, run_id: str) -> Run:
+        """The run as stored; NotFound if it does not exist or its time to live has passed."""
+        return (await self._read(run_id)).run
+
+    async def list(self, status: RunStatus | None, limit: int) -> Sequence[RunSummary]:
+        """The newest runs first, at most `limit`; runs whose time to live has passed leave the index here."""
+        index = self._keys.runs if status is None else self._keys.by_status[status]
+        limit = min(limit, self._max_listed_runs)
+        found: list[RunSummary] = []
+        skip = 0
+        while len(found) < limit:
+            ids = await self._connection.command("ZREVRANGE", index, skip, skip + limit - len(found) - 1)
+            if not ids:
+                break
+            names = [run_id.decode() for run_id in ids]
+            rows = await self._connection.pipeline([("HMGET", self._keys.run(name), "run", "steps") for name in names])
+            kept = [codec.summary(run, steps) for run, steps in rows if run is not None]
+            found += (line for line in kept if status is None or line.status is status)
+            expired = [name for name, (run, _) in zip(names, rows, strict=True) if run is None]
+            await self._forget(expired)
+            skip += len(names) - len(expired)
+        return found
+
+    def _next(self, run: Run, transition: Transition, fresh: bool) -> Run | None:
+        """The run after the transition; None if the run at hand may be old and must be read again first."""
+        try:
+            after = run.apply(transition)
+        except WorkflowError:
+            if fresh:
+                raise
+            return None
+        if after is run or after == run:
+            return run if fresh else None
+        if len(after.steps) > max(self._max_run_steps, len(run.steps)):
+            raise TooLarge(f"run {run.run_id} has {len(run.steps)} steps; at most {self._max_run_steps} are allowed")
+        return after
+
+    async def _read(self, run_id: str) -> _Stored:
+        fields = codec.pairs(await self._connection.command("HGETALL", self._keys.run(run_id)))
+        return self._seen(run_id, fields)
+
+    async def _commit(self, before: _Stored | None, after: Run) -> _Stored | None:
+        """Write what differs; None if it was stored, else what another writer had stored instead."""
+        token = self._token()
+        status_moved = before is None or before.run.status is not after.status
+        answer = await self._connection.run(
+            scripts.COMMIT,
+            [self._keys.run(after.run_id), self._keys.runs, *self._keys.by_status.values()],
+            [
+                b"" if before is None else before.token,
+                token,
+                self._run_ttl_s,
+                after.run_id,
+                after.submitted_s,
+                _STATUSES.index(after.status) + _FIRST_STATUS_KEY if status_moved else 0,
+                self._max_listed_runs,
+                *_changes(None if before is None else before.run, after),
+            ],
+        )
+        if answer == scripts.COMMITTED:
+            self._remember(_Stored(after, token))
+            return None
+        return self._seen(after.run_id, codec.pairs(answer))
+
+    def _seen(self, run_id: str, fields: Mapping[bytes, bytes]) -> _Stored:
+        if not fields:
+            self._cache.pop(run_id, None)
+            raise NotFound(f"run {run_id} does not exist, or its time to live has passed")
+        stored = _Stored(codec.run_from_fields(fields), fields[b"token"])
+        self._remember(stored)
+        return stored
+
+    def _remember(self, stored: _Stored) -> None:
+        run = stored.run
+        self._cache.pop(run.run_id, None)
+        if run.status is RunStatus.RUNNING:
+            self._cache[run.run_id] = stored
+            if len(self._cache) > _MAX_CACHED_RUNS:
+                self._cache.popitem(last=False)
+
+    async def _forget(self, run_ids: Sequence[str]) -> None:
+        if run_ids:
+            indexes = (self._keys.runs, *self._keys.by_status.values())
+            await self._connection.pipeline([("ZREM", index, *run_ids) for index in indexes])
+
+    def _lock(self, run_id: str) -> asyncio.Lock:
+        # Changes of one run in this process wait for each other instead of racing to Redis and losing.
+        lock = self._locks.get(run_id)
+        if lock is None:
+            lock = self._locks[run_id] = asyncio.Lock()
+        return lock
+
+    def _token(self) -> bytes:
+        return f"{self._writer}-{next(self._numbers)}".encode()
+
+    # Events
+
+    async def append(self, events: Sequence[RunEvent]) -> None:
+        """Add events in order, in one round trip; unknown runs are accepted. Equal events are read back as one."""
+        commands: list[Sequence[Argument]] = [
+            ("XADD", self._keys.events(event.run_id), "MAXLEN", "~", self._max_run_events, "*", "e", stored)
+            for event in events
+            for stored in (codec.event_bytes(event),)
+        ]
+        commands += [
+            ("EXPIRE", self._keys.events(run_id), self._run_ttl_s)
+            for run_id in dict.fromkeys(event.run_id for event in events)
+        ]
+        await self._connection.pipeline(commands)
+
+    async def read(self, run_id: str) -> Sequence[RunEvent]:
+        """All kept events of a run, oldest first; empty if there are none."""
+        events, _ = await self.tail(run_id)
+        return events
+
+    async def tail(self, run_id: str, after: str = "-") -> tuple[Sequence[RunEvent], str]:
+        """The events after a position, and the position to go on from; `-` is before the first. Never waits."""
+        start = "-" if after == "-" else f"({after}"
+        entries = await self._connection.command("XRANGE", self._keys.events(run_id), start, "+")
+        # A batch whose answer was lost is sent again: the same event twice is one event.
+        stored = dict.fromkeys(_event_of(fields) for _, fields in entries)
+        events = [codec.event_from_bytes(run_id, event) for event in stored]
+        return events, entries[-1][0].decode() if entries else after
+
+    # What was learned, and workflows
+
+    async def add(self, workflow: str, increments: Mapping[str, int]) -> None:
+        """Add to a workflow's counters atomically; past `MAX_COUNTERS` of them no new one begins."""
+        if not increments:
+            return
+        token = self._token().decode()
+        flat: list[Argument] = [item for pair in increments.items() for item in pair]
+        await self._connection.run(
+            scripts.COUNT,
+            [self._keys.forecast(workflow), self._keys.once(token)],
+            [LEARNED_TTL_S, MAX_COUNTERS, *flat],
+        )
+
+    async def counts(self, workflow: str) -> Mapping[str, int]:
+        """All counters of a workflow; empty if nothing was learned."""
+        stored = codec.pairs(await self._connection.command("HGETALL", self._keys.forecast(workflow)))
+        return {name.decode(): int(count) for name, count in stored.items()}
+
+    async def put_workflow(self, workflow: Workflow) -> None:
+        """Register or replace a workflow; TooLarge past `codec.MAX_WORKFLOW_BYTES`."""
+        stored = codec.workflow_bytes(workflow)
+        await self._connection.command("SET", self._keys.workflow(workflow.name), stored, "EX", LEARNED_TTL_S)
+
+    async def get_workflow(self, name: str) -> Workflow | None:
+        """The workflow of that name, None if it was never registered or not used for `LEARNED_TTL_S`."""
+        stored = await self._connection.command("GETEX", self._keys.workflow(name), "EX", LEARNED_TTL_S)
+        return None if stored is None else codec.workflow_from_bytes(stored)
+
+
+def _changes(before: Run | None, after: Run) -> Sequence[Argument]:
+    """Fields and values of a run's hash that must be written to turn `before` into `after`."""
+    changes: list[Argument] = [b"version", after.version]
+    stored = codec.run_bytes(after)
+    if before is None or codec.run_bytes(before) != stored:
+        changes += (b"run", stored)
+    if before is None or len(before.steps) != len(after.steps):
+        changes += (b"steps", len(after.steps))
+    known: Mapping[str, Any] = {} if before is None else before.steps
+    for position, (step_id, step) in enumerate(after.steps.items()):
+        old = known.get(step_id)
+        if old is not step and old != step:
+            changes += (codec.step_field(step_id), codec.step_bytes(position, step))
+    return changes
+
+
+def _event_of(fields: Any) -> bytes:
+    return codec.pairs(fields)[b"e"]

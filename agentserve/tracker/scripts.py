@@ -1,0 +1,74 @@
+"""What must happen on the server in one piece? Two Lua scripts, in Redis 7.0's commands.
+
+A script answers with integers or flat lists only, and every key that it touches is handed in.
+"""
+
+from typing import Final
+
+from agentserve.tracker.connection import Script
+
+COMMITTED: Final = 1
+
+COMMIT: Final = Script("""
+-- Write a run if it is still the one that the writer read; otherwise answer with what is stored.
+-- KEYS: run, index, index of each status. ARGV: token read ('' to create), token of this commit, ttl, run id, score,
+-- place in KEYS of the run's status (0: unchanged), longest index, then fields and values.
+local run, index = KEYS[1], KEYS[2]
+local read, mine, ttl, id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local stored = redis.call('HGET', run, 'token') or ''
+if stored == mine then
+  return 1  -- this very commit was done before; its answer was lost
+end
+if stored ~= read then
+  return redis.call('HGETALL', run)
+end
+redis.call('HSET', run, 'token', mine)
+for i = 8, #ARGV, 1000 do
+  redis.call('HSET', run, unpack(ARGV, i, math.min(i + 999, #ARGV)))
+end
+redis.call('EXPIRE', run, ttl)
+local place = tonumber(ARGV[6])
+if read == '' then
+  redis.call('ZADD', index, ARGV[5], id)
+end
+if place > 0 and redis.call('ZSCORE', index, id) then
+  for k = 3, #KEYS do
+    if k == place then
+      redis.call('ZADD', KEYS[k], ARGV[5], id)
+    else
+      redis.call('ZREM', KEYS[k], id)
+    end
+  end
+end
+local over = redis.call('ZCARD', index) - tonumber(ARGV[7])
+if over > 0 then
+  local oldest = redis.call('ZPOPMIN', index, over)
+  for i = 1, #oldest, 2 do
+    for k = 3, #KEYS do
+      redis.call('ZREM', KEYS[k], oldest[i])
+    end
+  end
+end
+for k = 2, #KEYS do
+  redis.call('EXPIRE', KEYS[k], ttl)
+end
+return 1
+""")
+
+COUNT: Final = Script("""
+-- Add to counters once, however often it is sent.
+-- KEYS: counters, token. ARGV: ttl, most fields, then fields and increments.
+if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', 60) then
+  return 1
+end
+local room = tonumber(ARGV[2]) - redis.call('HLEN', KEYS[1])
+for i = 3, #ARGV, 2 do
+  if room > 0 or redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
+    if redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) == tonumber(ARGV[i + 1]) then
+      room = room - 1
+    end
+  end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return 1
+""")
