@@ -1,0 +1,137 @@
+"""`agentserve gateway`, `worker`, `emulator` and `broker`: each part of a cluster as a process of its own."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentserve.errors import BadInput
+from scheduler.events import Role
+
+GpuFlag = Annotated[str, typer.Option(help="GPU type, as the profiles name it: a100-80g, h100, h200")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    for command in (gateway, worker, emulator, broker):
+        app.command()(command)
+
+
+def gateway(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")] = None,
+    policy: Annotated[str | None, typer.Option(help="Scheduling policy [default: agentserve]")] = None,
+    redis: Annotated[str | None, typer.Option(help="Redis URL")] = None,
+    mqtt: Annotated[str | None, typer.Option(help="MQTT URL; empty for none")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(metavar="URL,GPU[,MODEL]", help="An engine without a worker; repeat for more")
+    ] = None,
+    event_log: Annotated[Path | None, typer.Option(help="Record scheduler events and decisions here")] = None,
+) -> None:
+    """Serve the OpenAI-compatible API; settings come from AGENTSERVE_* variables, flags win."""
+    from agentserve.gateway.serve import run_gateway
+    from agentserve.settings import load_settings
+
+    settings = load_settings(host=host, port=port, policy=policy, redis_url=redis, mqtt_url=mqtt, event_log=event_log)
+    asyncio.run(run_gateway(settings, static_engines=[_static_engine(text) for text in engine or ()]))
+
+
+def _static_engine(text: str) -> object:
+    from agentserve.workers.config import EngineConfig
+
+    parts = text.split(",")
+    if len(parts) not in (2, 3):
+        raise BadInput(f"--engine {text!r}: give URL,GPU or URL,GPU,MODEL")
+    return EngineConfig(engine_url=parts[0], gpu=parts[1], model=parts[2] if len(parts) == 3 else None)
+
+
+def worker(
+    engine: Annotated[str, typer.Option(help="The engine's base URL")],
+    gpu: GpuFlag,
+    model: Annotated[str | None, typer.Option(help="Served model [default: the engine's only one]")] = None,
+    id: Annotated[str | None, typer.Option(help="Instance id [default: made of GPU and address]")] = None,  # noqa: A002  # the flag's name
+    engine_kind: Annotated[str, typer.Option(help="Adapter: vllm (the emulator too) or openai")] = "vllm",
+    role: Annotated[Role, typer.Option(help="Phases it may serve")] = Role.MIXED,
+    speed: Annotated[float, typer.Option(help="Faster than the GPU's profile by this factor")] = 1.0,
+    kv_capacity_tokens: Annotated[int | None, typer.Option(help="KV cache size [default: asked or from profile]")] = None,
+    max_num_seqs: Annotated[int, typer.Option(help="Most sequences at once")] = 256,
+    max_batched_tokens: Annotated[int, typer.Option(help="Token budget of one iteration")] = 8192,
+    kv_link_bytes_per_s: Annotated[float | None, typer.Option(help="Bandwidth of its KV link")] = None,
+    mqtt: Annotated[str | None, typer.Option(help="MQTT URL [default: $AGENTSERVE_MQTT_URL]")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Cluster name")] = None,
+) -> None:
+    """Report for one engine: announce it, send its state at 5 Hz, drain it on SIGTERM."""
+    from agentserve.settings import load_settings
+    from agentserve.workers.agent import run_worker
+    from agentserve.workers.config import WorkerConfig
+
+    settings = load_settings(mqtt_url=mqtt, cluster=cluster)
+    if not settings.mqtt_url:
+        raise BadInput("a worker needs a broker: give --mqtt or AGENTSERVE_MQTT_URL")
+    config = WorkerConfig(
+        engine_url=engine,
+        gpu=gpu,
+        model=model,
+        engine=engine_kind,
+        role=role,
+        speed=speed,
+        kv_capacity_tokens=kv_capacity_tokens,
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+        kv_link_bytes_per_s=kv_link_bytes_per_s,
+        worker_id=id,
+        mqtt_url=settings.mqtt_url,
+        cluster=settings.cluster,
+    )
+    asyncio.run(run_worker(config))
+
+
+def emulator(
+    gpu: GpuFlag = "h100",
+    model: Annotated[str, typer.Option(help="Model of the profile")] = "llama-3.1-8b",
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one")] = 8000,
+    speed: Annotated[float, typer.Option(help="Run this many times faster than the GPU")] = 1.0,
+    role: Annotated[Role, typer.Option(help="Phases it serves")] = Role.MIXED,
+    seed: Annotated[int, typer.Option(help="Seed of generated replies")] = 0,
+    script: Annotated[Path | None, typer.Option(help="Recorded replies (JSON lines)")] = None,
+    scheduling_policy: Annotated[str, typer.Option(help="fcfs or priority")] = "fcfs",
+    max_num_seqs: Annotated[int, typer.Option(help="Most sequences at once")] = 256,
+    max_batched_tokens: Annotated[int, typer.Option(help="Token budget of one iteration")] = 8192,
+    kv_capacity_tokens: Annotated[int | None, typer.Option(help="KV cache size [default: the profile's]")] = None,
+    kv_link_bytes_per_s: Annotated[float | None, typer.Option(help="Bandwidth of its KV link")] = None,
+    stream_interval: Annotated[int, typer.Option(help="Tokens per streamed chunk")] = 1,
+    chaos: Annotated[bool, typer.Option("--chaos", help="Open the endpoint that slows the engine, for tests")] = False,
+) -> None:
+    """Emulate a vLLM server on a GPU that is not here."""
+    from agentserve.emulator.config import EmulatorConfig
+    from agentserve.emulator.server import serve
+
+    config = EmulatorConfig(
+        gpu=gpu,
+        model=model,
+        host=host,
+        port=port,
+        speed=speed,
+        role=role.value,
+        seed=seed,
+        script=script,
+        scheduling_policy=scheduling_policy,  # type: ignore[arg-type]  # EmulatorConfig refuses other words
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+        kv_capacity_tokens=kv_capacity_tokens,
+        kv_link_bytes_per_s=kv_link_bytes_per_s,
+        stream_interval=stream_interval,
+        chaos=chaos,
+    )
+    asyncio.run(serve(config))
+
+
+def broker(
+    port: Annotated[int, typer.Option(help="Port on loopback")] = 1883,
+) -> None:
+    """Run the embedded MQTT broker."""
+    from agentserve.local.broker import BrokerConfig, run_broker
+
+    asyncio.run(run_broker(BrokerConfig(port=port)))

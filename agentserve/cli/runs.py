@@ -1,0 +1,175 @@
+"""`agentserve run` executes a graph, `replay` sends a recorded load, `trace` explains a run, `verify-log` replays decisions."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from agentserve.cli.cluster import GatewayFlag, JsonFlag
+from agentserve.cli.gateway_client import gateway_url, get_json
+from agentserve.cli.values import attribute, duration_s, run_input
+from agentserve.errors import AgentServeError, BadInput
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(run)
+    app.command()(trace)
+    app.command()(replay)
+    app.command("verify-log")(verify_log)
+
+
+def run(
+    graph: Annotated[str, typer.Argument(metavar="MODULE:GRAPH", help="A compiled LangGraph graph")],
+    slo: Annotated[str, typer.Option(help="End-to-end SLO: 20s, 500ms, 2m")],
+    input: Annotated[str | None, typer.Option(help="JSON, or @file [default: the module's EXAMPLE]")] = None,  # noqa: A002  # the flag's name
+    gateway: GatewayFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Run a graph on the cluster with one end-to-end SLO."""
+    import os
+
+    slo_s = duration_s(slo, "--slo")
+    url = gateway_url(gateway)
+    os.environ["AGENTSERVE_GATEWAY"] = url  # read by the models that the graph's module makes when it is imported
+    get_json(url, "/healthz")
+    module, compiled = attribute(graph)
+    state = run_input(input, module, graph)
+
+    import agentserve
+
+    result = agentserve.serve(compiled, slo_s=slo_s, name=_name(graph), gateway=url).run(state)
+    console = Console(soft_wrap=json)
+    if json:
+        plain = {
+            "run_id": result.run_id,
+            "e2e_s": result.e2e_s,
+            "slo_s": slo_s,
+            "attained": result.attained,
+            "output": result.output,
+        }
+        console.print(orjson.dumps(plain, default=str).decode(), markup=False, highlight=False)
+        return
+    console.print(result.output)
+    verdict = "[green]inside its SLO[/]" if result.attained else "[red]past its SLO[/]"
+    console.print(f"run [bold]{result.run_id}[/]: {result.e2e_s:.2f} s, {verdict} of {slo_s:g} s")
+    console.print(f"agentserve trace {result.run_id}", style="dim")
+
+
+def _name(graph: str) -> str:
+    module, _, name = graph.partition(":")
+    last = module.rpartition(".")[2]
+    return last if name == "graph" else f"{last}.{name}"
+
+
+def trace(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id")],
+    gateway: GatewayFlag = None,
+    redis: Annotated[str | None, typer.Option(help="Read from this Redis instead of asking the gateway")] = None,
+    cluster: Annotated[str, typer.Option(help="Cluster name, with --redis")] = "default",
+    json: JsonFlag = False,
+) -> None:
+    """Draw a run as a waterfall: steps, deadlines, choices with their reasons, migrations."""
+    from agentserve.waterfall import explain_json, render_run
+
+    if redis is None:
+        url = gateway_url(gateway)
+        run, events = get_json(url, f"/v1/runs/{run_id}"), get_json(url, f"/v1/runs/{run_id}/events")["data"]
+    else:
+        run, events = asyncio.run(_from_redis(redis, cluster, run_id))
+    console = Console(soft_wrap=json)
+    if json:
+        plain = orjson.dumps(explain_json(run, events)).decode()
+        console.print(plain, markup=False, highlight=False)
+    else:
+        console.print(render_run(run, events))
+
+
+async def _from_redis(url: str, cluster: str, run_id: str) -> tuple[Any, Any]:
+    from agentserve.settings import load_settings
+    from agentserve.tracker.redis import RedisStore
+
+    store = await RedisStore.connect(load_settings(redis_url=url, cluster=cluster))
+    try:
+        return await store.load(run_id), await store.read(run_id)
+    finally:
+        await store.close()
+
+
+def replay(
+    trace_file: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file in any of the known formats")],
+    speed: Annotated[float, typer.Option(help="Compress arrivals, tool times and SLOs by this", min=0.01)] = 1.0,
+    slo: Annotated[str | None, typer.Option(help="The same SLO for every run, such as 30s")] = None,
+    slo_scale: Annotated[float, typer.Option(help="Without --slo: this times the run's solo time", min=0.1)] = 2.0,
+    arrivals: Annotated[Path | None, typer.Option(help="Take arrival times from another trace")] = None,
+    rate: Annotated[float | None, typer.Option(help="Runs per second to scale the arrivals to", min=1e-6)] = None,
+    scale: Annotated[float, typer.Option(help="Multiply every token count", min=1e-4)] = 1.0,
+    limit: Annotated[int, typer.Option(help="At most so many runs", min=1)] = 100,
+    model: Annotated[str, typer.Option(help="Model to ask for")] = "llama-3.1-8b",
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here")] = None,
+    gateway: GatewayFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Send a recorded load to the gateway as its clients would, and measure."""
+    from agentserve.lab.replay import FixedSlo, SoloScaleSlo, replay as send
+    from agentserve.lab.report import comparison_table, write_report
+    from agentserve.lab.workloads import ReadOptions, read_workload
+
+    url = gateway_url(gateway)
+    policy = str(get_json(url, "/v1/cluster")["policy"])
+    rule = SoloScaleSlo(slo_scale) if slo is None else FixedSlo(duration_s(slo, "--slo"))
+    workload = read_workload(
+        trace_file, ReadOptions(token_scale=scale, limit=limit, seed=seed, arrivals_from=arrivals, rate_per_s=rate)
+    )
+    console = Console(stderr=json)
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"replaying {trace_file.name}", total=len(workload.plans))
+        result = asyncio.run(
+            send(
+                workload.plans,
+                url,
+                speed=speed,
+                slo=rule,
+                model=model,
+                seed=seed,
+                on_progress=lambda done: progress.update(task, completed=done.runs_done),
+            )
+        )
+    if report is not None:
+        write_report(report, {policy: result}, title=f"Replay of {trace_file.name}", notes=workload.notes)
+        console.print(f"report: {report}")
+    if json:
+        Console(soft_wrap=True).print(orjson.dumps(result.to_plain()).decode(), markup=False, highlight=False)
+    else:
+        console.print(comparison_table({policy: result}))
+
+
+def progress_bar(console: Console) -> Progress:
+    """The progress display of everything that takes long."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
+def verify_log(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="Written by a gateway with AGENTSERVE_EVENT_LOG")],
+    json: JsonFlag = False,
+) -> None:
+    """Replay a recorded event log through a fresh scheduler and compare every decision."""
+    from agentserve.orchestrator.eventlog import verify
+
+    try:
+        outcome = verify(log)
+    except OSError as error:
+        raise BadInput(f"event log {log}: cannot be read ({error.strerror})") from None
+    if json:
+        plain = {"events": outcome.events, "decisions": outcome.decisions, "mismatch": outcome.mismatch}
+        Console(soft_wrap=True).print(orjson.dumps(plain).decode(), markup=False, highlight=False)
+    elif outcome.mismatch is None:
+        Console().print(f"[green]identical:[/] {outcome.events:,} events, {outcome.decisions:,} decisions")
+    if outcome.mismatch is not None:
+        raise AgentServeError(f"event log {log}: {outcome.mismatch}")
