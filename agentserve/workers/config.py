@@ -35,6 +35,8 @@ class EngineConfig:
     supports_replay: bool | None = None
     worker_id: str | None = None
     """Instance id; None: made of the GPU and the engine's address, so that a restarted worker keeps it."""
+    api_key: str | None = field(default=None, repr=False)
+    """Bearer token that the engine asks for."""
     request_timeout_s: float = 1.0
     probe_timeout_s: float = 30.0
     """For the one-token completions that find out what the engine can do."""
