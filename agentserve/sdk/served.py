@@ -1,0 +1,320 @@
+"""How is a compiled LangGraph graph served? It runs as before, here, and every execution is a run with an SLO there."""
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any, Final, TypeVar
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import merge_configs
+from langgraph.graph import StateGraph
+from workflows.graph import Workflow
+from workflows.langgraph import workflow_from_graph
+
+from agentserve.errors import AgentServeError, BadInput, NotFound
+from agentserve.sdk.context import ActiveRun, active_run, running
+from agentserve.sdk.origin import gateway_url
+from agentserve.sdk.reporter import StepReporter
+from agentserve.sdk.rest import GatewayClient
+from agentserve.sdk.steps import StepLedger
+from agentserve.sdk.tracking import StepTracker
+from agentserve.sdk.transport import instrument
+from workflows.run import RunStatus
+
+_log = logging.getLogger("agentserve.sdk")
+_REST_THREADS: Final = 8
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What came of one run. `e2e_s`: from its submission to its end. `attained`: within its SLO; None without one."""
+
+    output: Any
+    run_id: str
+    e2e_s: float
+    slo_s: float | None
+    attained: bool | None
+    status: RunStatus = RunStatus.SUCCEEDED
+
+
+@dataclass(slots=True)
+class _Open:
+    """A run in progress in this process."""
+
+    run: ActiveRun
+    tracker: StepTracker
+    began_s: float
+    result: RunResult | None = None
+
+
+class ServedGraph(Runnable[Any, Any]):
+    """A graph whose every call is a run with an end-to-end SLO. Made by `serve`; takes and returns what the graph does.
+
+    `invoke`, `ainvoke`, `stream` and `astream` take `slo_s` and `run_id` beside the graph's own arguments; they raise
+    what the graph raises, BadInput for a bad SLO and Unavailable without a gateway. A call from inside another run is
+    part of that run. Other attributes (`get_state`, `get_graph`, …) are the graph's.
+    """
+
+    def __init__(self, graph: Any, *, workflow: Workflow, slo_s: float | None, client: GatewayClient) -> None:
+        self.graph = graph
+        self.name: str = workflow.name
+        self.workflow = workflow
+        self.slo_s = slo_s
+        self.last_run: RunResult | None = None
+        """The run that ended last, without its output; where runs overlap use `run` and `arun`."""
+        self._client = client
+        self._reporter = StepReporter(client)
+        self._registered = False
+        self._registering = Lock()
+        self._threads = ThreadPoolExecutor(_REST_THREADS, thread_name_prefix="agentserve-rest")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "graph":
+            raise AttributeError(name)
+        return getattr(self.graph, name)
+
+    def run(
+        self,
+        input: Any,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        slo_s: float | None = None,
+        run_id: str | None = None,
+        **kwargs: Any,
+    ) -> RunResult:
+        """Run the graph once and say how the run went."""
+        opened = self._begin(slo_s, run_id)
+        with self._ended(opened), running(opened.run):
+            output = self.graph.invoke(input, _followed(config, opened), **kwargs)
+        return _result(opened, output)
+
+    async def arun(
+        self,
+        input: Any,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        slo_s: float | None = None,
+        run_id: str | None = None,
+        **kwargs: Any,
+    ) -> RunResult:
+        """`run` for asynchronous callers."""
+        opened = await self._in_thread(lambda: self._begin(slo_s, run_id))
+        async with self._aended(opened):
+            with running(opened.run):
+                output = await self.graph.ainvoke(input, _followed(config, opened), **kwargs)
+        return _result(opened, output)
+
+    def invoke(
+        self,
+        input: Any,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        slo_s: float | None = None,
+        run_id: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the graph once; its output."""
+        if active_run() is not None:
+            return self.graph.invoke(input, config, **kwargs)
+        return self.run(input, config, slo_s=slo_s, run_id=run_id, **kwargs).output
+
+    async def ainvoke(
+        self,
+        input: Any,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        slo_s: float | None = None,
+        run_id: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`invoke` for asynchronous callers."""
+        if active_run() is not None:
+            return await self.graph.ainvoke(input, config, **kwargs)
+        return (await self.arun(input, config, slo_s=slo_s, run_id=run_id, **kwargs)).output
+
+    def stream(
+        self,
+        input: Any,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        slo_s: float | None = None,
+        run_id: str | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """Run the graph once, part by part; leaving early cancels the run."""
+        if active_run() is not None:
+            yield from self.graph.stream(input, config, **kwargs)
+            return
+        opened = self._begin(slo_s, run_id)
+        parts = self.graph.stream(input, _followed(config, opened), **kwargs)
+        with self._ended(opened), closing(parts):
+            while True:
+                with running(opened.run):  # only while the graph works: the caller's own code is no part of the run
+                    part = next(parts, _END)
+                if part is _END:
+                    break
+                yield part
+
+    async def astream(
+        self,
+        input: Any,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        slo_s: float | None = None,
+        run_id: str | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[Any]:
+        """`stream` for asynchronous callers."""
+        if active_run() is not None:
+            async for part in self.graph.astream(input, config, **kwargs):
+                yield part
+            return
+        opened = await self._in_thread(lambda: self._begin(slo_s, run_id))
+        parts = self.graph.astream(input, _followed(config, opened), **kwargs)
+        async with self._aended(opened), aclosing(parts):
+            while True:
+                with running(opened.run):
+                    part = await anext(parts, _END)
+                if part is _END:
+                    break
+                yield part
+
+    def close(self) -> None:
+        """Release threads and connections; the graph itself stays usable."""
+        self._threads.shutdown()
+        self._client.close()
+
+    def _begin(self, slo_s: float | None, run_id: str | None) -> _Open:
+        slo_s = _valid_slo(self.slo_s if slo_s is None else slo_s)
+        run_id = f"run-{uuid.uuid4().hex}" if run_id is None else run_id
+        self._register()
+        submitted_s, began_s = time.time(), time.monotonic()
+        try:
+            self._client.create_run(run_id, self.workflow.name, slo_s)
+        except NotFound:  # the gateway's store was emptied since
+            self._registered = False
+            self._register()
+            self._client.create_run(run_id, self.workflow.name, slo_s)
+        ledger = StepLedger(self.workflow)
+        run = ActiveRun(
+            run_id=run_id,
+            workflow=self.workflow.name,
+            origin=self._client.origin,
+            slo_s=slo_s,
+            submitted_s=submitted_s,
+            ledger=ledger,
+        )
+        return _Open(run, StepTracker(ledger, lambda event: self._reporter.report(run_id, event)), began_s)
+
+    def _register(self) -> None:
+        with self._registering:
+            if not self._registered:
+                self._client.put_workflow(self.workflow)
+                self._registered = True
+
+    def _finish(self, opened: _Open, status: RunStatus, error: str | None = None) -> None:
+        """Report the run's end, as far as the gateway can be reached; the graph's own outcome stands in any case."""
+        run_id, slo_s = opened.run.run_id, opened.run.slo_s
+        e2e_s = time.monotonic() - opened.began_s
+        self._reporter.flush(run_id)
+        answer: Mapping[str, Any] = {}
+        try:
+            answer = self._client.finish_run(run_id, status.value, error)
+        except AgentServeError as problem:
+            _log.warning("the end of run %s was not reported: %s", run_id, problem)
+        measured = answer.get("e2e_s")
+        if isinstance(measured, int | float):
+            e2e_s = float(measured)
+        attained = None if slo_s is None else status is RunStatus.SUCCEEDED and e2e_s <= slo_s
+        opened.result = RunResult(
+            output=None, run_id=run_id, e2e_s=e2e_s, slo_s=slo_s, attained=attained, status=status
+        )
+        self.last_run = opened.result
+
+    @contextmanager
+    def _ended(self, opened: _Open) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._finish(opened, *_outcome(error))
+            raise
+        self._finish(opened, RunStatus.SUCCEEDED)
+
+    @asynccontextmanager
+    async def _aended(self, opened: _Open) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            status, name = _outcome(error)
+            await self._in_thread(lambda: self._finish(opened, status, name))
+            raise
+        await self._in_thread(lambda: self._finish(opened, RunStatus.SUCCEEDED))
+
+    async def _in_thread(self, act: Callable[[], T]) -> T:
+        # Threads of its own: LangGraph's synchronous nodes may fill asyncio's default ones for as long as calls last.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, act))
+
+
+def serve(
+    graph: Any,
+    *,
+    slo_s: float | None,
+    name: str | None = None,
+    gateway: str | None = None,
+    client: GatewayClient | None = None,
+) -> ServedGraph:
+    """Serve a LangGraph graph (compiled, or a StateGraph) with an end-to-end SLO of `slo_s` seconds for each run.
+
+    `slo_s` None: no SLO. `name`: the workflow's name; by default the graph's, or one made from its shape. `gateway`:
+    base URL, by default $AGENTSERVE_GATEWAY or http://127.0.0.1:8080. The gateway is first asked at the first run.
+    Raises BadInput for what is not a graph, a bad SLO or URL, and workflows.InvalidWorkflow for a graph without exit.
+    """
+    compiled = graph.compile() if isinstance(graph, StateGraph) else graph
+    if not (hasattr(compiled, "get_graph") and hasattr(compiled, "astream")):
+        raise BadInput(f"serve() takes a LangGraph graph, not {type(graph).__name__}")
+    _valid_slo(slo_s)
+    workflow = _workflow(compiled, name)
+    client = client or GatewayClient(gateway_url(gateway))
+    instrument()
+    return ServedGraph(compiled, workflow=workflow, slo_s=slo_s, client=client)
+
+
+_END: Final = object()
+
+
+def _workflow(compiled: Any, name: str | None) -> Workflow:
+    given = name or compiled.get_name()
+    workflow = workflow_from_graph(compiled, given)
+    if given != "LangGraph":
+        return workflow
+    return replace(workflow, name=f"graph-{workflow.fingerprint[:8]}")  # LangGraph's default name would be shared
+
+
+def _valid_slo(slo_s: float | None) -> float | None:
+    if slo_s is not None and not (math.isfinite(slo_s) and slo_s > 0):
+        raise BadInput(f"slo_s={slo_s!r} is not a positive number of seconds")
+    return slo_s
+
+
+def _followed(config: RunnableConfig | None, opened: _Open) -> RunnableConfig:
+    return merge_configs(config, {"callbacks": [opened.tracker]})
+
+
+def _outcome(error: BaseException) -> tuple[RunStatus, str]:
+    """A run's status after an error, and the error's type: its text may hold a prompt."""
+    failed = isinstance(error, Exception)
+    return (RunStatus.FAILED if failed else RunStatus.CANCELLED), type(error).__name__
+
+
+def _result(opened: _Open, output: Any) -> RunResult:
+    if opened.result is None:
+        raise RuntimeError(f"run {opened.run.run_id} did not end")
+    return replace(opened.result, output=output)
