@@ -61,8 +61,7 @@ class LastWill:
 class _Outgoing:
     topic: str
     payload: bytes
-    qos: int = 0
-    retain: bool = False
+    qos: int
 
 
 def parse_mqtt_url(url: str) -> BrokerAddress:
@@ -232,11 +231,11 @@ class Bus:
             await self._wake.wait()
             self._wake.clear()
             while self._unsent_facts or self._outgoing:
-                if self._unsent_facts:
-                    await self._send_fact(client)
-                else:
+                if self._outgoing:  # before facts, so that nothing follows a goodbye
                     message = self._outgoing.popleft()
-                    await client.publish(message.topic, message.payload, message.qos, message.retain)
+                    await client.publish(message.topic, message.payload, message.qos)
+                else:
+                    await self._send_fact(client)
             self._settled.set()
 
     async def _send_fact(self, client: aiomqtt.Client) -> None:

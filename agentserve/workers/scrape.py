@@ -108,9 +108,8 @@ def read(text: bytes, at_s: float) -> Reading:
 
 def restarted(before: Reading, after: Reading) -> bool:
     """Whether the engine process is another one: a counter fell, or it says that it started at another time."""
-    if before.process_start_s is not None and after.process_start_s is not None:
-        if before.process_start_s != after.process_start_s:
-            return True
+    if None not in (before.process_start_s, after.process_start_s) and before.process_start_s != after.process_start_s:
+        return True
     counters = ("preemptions", "prefix_queries", "prefix_hits", "prompt_tokens", "generation_tokens")
     pairs = ((getattr(before, name), getattr(after, name)) for name in counters)
     return any(old is not None and new is not None and new < old for old, new in pairs)
