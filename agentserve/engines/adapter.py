@@ -1,6 +1,6 @@
 """What the gateway asks of any engine: a Protocol of four methods, and the values that pass through it."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -69,7 +69,7 @@ class Delta:
 class EngineAdapter(Protocol):
     """One engine instance. Every method raises EngineFailed; closing the iterator aborts the call on the engine."""
 
-    def stream(self, call: EngineCall) -> AsyncIterator[Delta]:
+    def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Serve a call (or, with kv_transfer_params, the decode leg of a split one), piece by piece."""
         ...
 

@@ -1,0 +1,474 @@
+"""How is the pure scheduler driven live? Facts become events, decisions become acts; one task per call.
+
+`feed` is the only way into the core, so its inputs are totally ordered and a recorded log replays exactly.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Self
+
+from agentserve.engines import open_adapter
+from agentserve.engines.adapter import Delta, EngineAdapter
+from agentserve.engines.http import EngineUnreachable, Limits
+from agentserve.errors import AgentServeError, TooLarge, Unavailable
+from agentserve.journal import Kind, Sink
+from agentserve.orchestrator.acts import Acts
+from agentserve.orchestrator.call import Attempt, CallFailed, LiveCall
+from agentserve.orchestrator.diary import Diary
+from agentserve.orchestrator.eventlog import EventLog
+from agentserve.orchestrator.instances import AdapterFactory, Instance
+from agentserve.orchestrator.prompts import PromptSizer
+from agentserve.orchestrator.request import CallRequest, migration_refusal
+from agentserve.orchestrator.stream import JoinedStream
+from agentserve.settings import Settings
+from scheduler import events
+from scheduler.core import Scheduler
+from scheduler.errors import SchedulerError
+
+logger = logging.getLogger(__name__)
+
+
+class Orchestrator:
+    """Serves calls on the instances it was told of; an async context manager that owns every task it starts.
+
+    `on_unreachable(instance_id, reason)`: an engine did not answer (the registry then calls `lost`); without it the
+    instance is taken out here. `traceparent(request_id)`: the W3C header for engines. `clock`: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        settings: Settings,
+        *,
+        sinks: Sequence[Sink] = (),
+        adapters: AdapterFactory | None = None,
+        clock: Callable[[], float] = time.time,
+        event_log: EventLog | None = None,
+        traceparent: Callable[[str], str | None] | None = None,
+        on_unreachable: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.settings = settings
+        self.clock = clock
+        self.diary = Diary(sinks, clock)
+        self.instances: dict[str, Instance] = {}
+        self.calls: dict[str, LiveCall] = {}
+        self.accepting = True
+        self.on_unreachable = on_unreachable
+        self._limits = Limits(
+            connect_timeout_s=settings.connect_timeout_s,
+            stall_timeout_s=settings.stall_timeout_s,
+        )
+        self._adapters = adapters or self._open_adapter
+        self._log = event_log
+        self._traceparent = traceparent
+        self._sizer = PromptSizer()
+        self._ids = itertools.count(1)
+        self._inbox: deque[events.Event] = deque()
+        self._handling = False
+        self._acts = Acts(self)
+        self._tasks = asyncio.TaskGroup()
+        self._stopping = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        if self._log is not None:
+            self._tasks.create_task(self._until_stopped(self._log.run()))
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        self.accepting = False
+        self._acts.stop_timer()
+        for live in tuple(self.calls.values()):
+            self._cancel(live, CallFailed("the gateway is stopping", 503, "stopping"))
+        self._stopping.set()
+        await self._tasks.__aexit__(None, None, None)
+        for instance in self.instances.values():
+            await instance.adapter.close()
+
+    async def _until_stopped(self, work: Any) -> None:
+        """Run `work` for as long as the orchestrator lives."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work)
+            await self._stopping.wait()
+            task.cancel()
+
+    # -- instances ---------------------------------------------------------------------------------------------------
+
+    def joined(self, spec: events.InstanceSpec, url: str, engine: str) -> None:
+        """An instance is a candidate, new or again. Raises SchedulerError or AgentServeError if it cannot be used."""
+        known = self.instances.get(spec.instance_id)
+        same_engine = known is not None and (known.url, known.engine) == (url, engine)
+        adapter = known.adapter if known is not None and same_engine else self._adapters(spec, url, engine)
+        try:
+            self._handle(events.InstanceJoined(event_id=self.next_id(), instance=spec))
+        except SchedulerError:
+            if known is None or not same_engine:
+                self._close_soon(adapter)
+            raise
+        if known is not None and not same_engine:
+            self._close_soon(known.adapter)
+        # Put in place before decisions that name it are carried out by the calls' tasks, which run later.
+        self.instances[spec.instance_id] = Instance(spec, url, engine, adapter)
+        self._pump()
+
+    def reported(self, instance_id: str, measured_at_s: float, **figures: Any) -> None:
+        """A worker's report; `figures` are InstanceReported's fields."""
+        instance = self.instances.get(instance_id)
+        if instance is None or not instance.is_live:
+            return
+        instance.reported = {"measured_at_s": measured_at_s, **figures}
+        self.feed(
+            events.InstanceReported(
+                event_id=self.next_id(), instance_id=instance_id, measured_at_s=measured_at_s, **figures
+            )
+        )
+
+    def draining(self, instance_id: str) -> None:
+        """An instance takes no new work."""
+        instance = self.instances.get(instance_id)
+        if instance is not None and instance.is_live:
+            instance.state = "draining"
+            self.feed(events.InstanceDraining(event_id=self.next_id(), instance_id=instance_id))
+
+    def lost(self, instance_id: str, reason: str) -> None:
+        """An instance is gone: no candidate any more, and what ran there goes on elsewhere."""
+        instance = self.instances.get(instance_id)
+        if instance is None or not instance.is_live:
+            return
+        instance.state, instance.reason, instance.reported = "lost", reason, {}
+        self.feed(events.InstanceLost(event_id=self.next_id(), instance_id=instance_id, reason=reason))
+        for live in tuple(self.calls.values()):
+            if live.active == instance_id and live.leg is not None and not live.leg.done():
+                self._break_leg(live, f"instance {instance_id} is lost: {reason}")
+
+    def _break_leg(self, live: LiveCall, why: str) -> None:
+        # A call that cannot go on elsewhere stays: its engine may live on behind a worker that died.
+        if live.stream.finish_reason is not None or not (live.stream.can_go_on or live.may_restart):
+            return
+        live.broken = EngineUnreachable(why)
+        if live.leg is not None:
+            live.leg.cancel()
+
+    def models(self) -> tuple[str, ...]:
+        """Models that a live instance serves, in order of name."""
+        return tuple(sorted({one.spec.model for one in self.instances.values() if one.is_live}))
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: CallRequest) -> LiveCall:
+        """Take a call; its answer comes through the returned object. TooLarge, or Unavailable while stopping."""
+        if not self.accepting:
+            raise Unavailable("the gateway is stopping; try again")
+        ids = request.resume and (*request.resume.prompt_ids, *request.resume.token_ids)
+        estimate = self._sizer.estimate(request.model, request.body, ids or None)
+        if estimate.tokens > self.settings.max_prompt_tokens:
+            raise TooLarge(
+                f"the prompt has about {estimate.tokens} tokens; the limit is {self.settings.max_prompt_tokens}"
+            )
+        refusal = migration_refusal(request.path, request.body) or self._replay_refusal(request.model)
+        live = LiveCall(request, JoinedStream(request, refusal), estimate, self.clock())
+        self.calls[request.request_id] = live
+        self.diary.of_call(
+            live,
+            Kind.CALL_ARRIVED,
+            node=request.node,
+            model=request.model,
+            prompt_tokens=estimate.tokens,
+            stream=request.wants_stream,
+            traceparent=request.traceparent,
+        )
+        live.task = self._tasks.create_task(self._serve(live), name=f"call {request.request_id}")
+        self.feed(self._arrival(live))
+        return live
+
+    def cancel(self, request_id: str, why: str = "the client left") -> bool:
+        """Give up a call and free its engines at once; whether it was in flight."""
+        live = self.calls.get(request_id)
+        if live is None:
+            return False
+        self._cancel(live, CallFailed(f"cancelled: {why}", 409, "cancelled"))
+        return True
+
+    def move_deadlines(self, request_id: str, target_s: float | None, latest_s: float | None) -> None:
+        """The call's run changed elsewhere, so its deadlines did too."""
+        if request_id in self.calls:
+            self.feed(
+                events.DeadlinesMoved(
+                    event_id=self.next_id(),
+                    request_id=request_id,
+                    target_deadline_s=target_s,
+                    latest_deadline_s=latest_s,
+                )
+            )
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no new calls and wait for those in flight; whether all ended in time."""
+        self.accepting = False
+        tasks = [live.task for live in self.calls.values() if live.task is not None]
+        if not tasks:
+            return True
+        _, late = await asyncio.wait(tasks, timeout=timeout_s)
+        return not late
+
+    def snapshot(self) -> dict[str, Any]:
+        """Instances as reported and as the scheduler estimates them, and how many calls are in flight."""
+        estimated = self.scheduler.snapshot()
+        instances = [self.instances[name].to_plain() for name in sorted(self.instances)]
+        return {"instances": instances, "scheduler": estimated, "live_calls": len(self.calls)}
+
+    # -- the core ----------------------------------------------------------------------------------------------------
+
+    def next_id(self) -> str:
+        """A fresh event id."""
+        return f"e{next(self._ids)}"
+
+    def feed(self, event: events.Event) -> None:
+        """Give the core a fact and carry out what it decides; events that acts cause come after them, in order."""
+        self._inbox.append(event)
+        if not self._handling:
+            self._pump()
+
+    def wake(self) -> None:
+        """The time that the core asked for has come."""
+        self.feed(events.Woke(event_id=self.next_id()))
+
+    def _pump(self) -> None:
+        self._handling = True
+        try:
+            while self._inbox:
+                event = self._inbox.popleft()
+                try:
+                    self._handle(event)
+                except SchedulerError as error:
+                    logger.warning("the scheduler refused %s: %s", type(event).__name__, error)
+        finally:
+            self._handling = False
+
+    def _handle(self, event: events.Event) -> None:
+        now_s = self.clock()
+        was_handling, self._handling = self._handling, True
+        try:
+            decisions = self.scheduler.handle(event, now_s)
+            if self._log is not None:
+                self._log.record(now_s, event, decisions)
+            for decision in decisions:
+                self._acts.carry_out(decision)
+        finally:
+            self._handling = was_handling
+
+    def _arrival(self, live: LiveCall) -> events.RequestArrived:
+        request, estimate = live.request, live.estimate
+        return events.RequestArrived(
+            event_id=self.next_id(),
+            request_id=request.request_id,
+            model=request.model,
+            prompt_tokens=estimate.tokens,
+            max_tokens=request.max_tokens,
+            run_id=request.run_id,
+            workflow=request.workflow,
+            node=request.node,
+            run_deadline_s=request.run_deadline_s,
+            target_deadline_s=request.target_deadline_s,
+            latest_deadline_s=request.latest_deadline_s,
+            downstream_s=request.downstream_s,
+            first_call_of_run=request.first_call_of_run,
+            session_id=request.session_id,
+            prefix_hashes=estimate.hashes,
+            prefix_block_tokens=estimate.block_tokens,
+            migration_refused=live.stream.refusal,
+        )
+
+    def _replay_refusal(self, model: str) -> str | None:
+        serving = [one.spec for one in self.instances.values() if one.spec.model == model and one.is_live]
+        if serving and not any(spec.supports_replay for spec in serving):
+            return "its engines give no token ids"
+        return None
+
+    # -- one call ----------------------------------------------------------------------------------------------------
+
+    async def _serve(self, live: LiveCall) -> None:
+        try:
+            async with asyncio.timeout(self.settings.call_timeout_s):
+                while live.outcome is None:
+                    attempt = await live.next_attempt()
+                    await self._run_attempt(live, attempt)
+        except TimeoutError:
+            self._give_up(live, CallFailed(f"no answer within {self.settings.call_timeout_s:g} s", 504, "timeout"))
+        except Exception:  # the boundary of one call: a defect met here must not end the others
+            logger.exception("call %s met a defect", live.request_id)
+            self._give_up(live, CallFailed("internal error", 500, "internal_error"))
+
+    async def _run_attempt(self, live: LiveCall, attempt: Attempt) -> None:
+        if (last := live.stream.finish_if_exhausted()) is not None:
+            live.push(last)
+            self._finish(live)
+            return
+        leg = live.leg = asyncio.create_task(self._leg(live, attempt))
+        try:
+            await asyncio.wait({leg})
+        finally:
+            if not leg.done():
+                leg.cancel()
+                await asyncio.wait({leg})
+            live.leg = None
+        failure = live.broken if leg.cancelled() else leg.result()
+        if failure is None and not leg.cancelled():
+            self._finish(live)
+        elif live.has_next:  # migrated; if the source broke at the same moment, that changes nothing
+            live.stream.cut()
+            self._restart_if_needed(live)
+        elif failure is not None:
+            await self._attempt_failed(live, failure)
+
+    async def _leg(self, live: LiveCall, attempt: Attempt) -> AgentServeError | None:
+        """Play one attempt on its engines; returns what broke it, None if the answer is complete."""
+        headers = {}
+        if self._traceparent is not None and (parent := self._traceparent(live.request_id)):
+            headers["traceparent"] = parent
+        call = live.engine_call(attempt, f"{live.request_id}-{self.next_id()}", headers)
+        try:
+            if attempt.prefill != attempt.decode:
+                params = await self._adapter(attempt.prefill).prefill(call)
+                call = replace(call, kv_transfer_params=params)
+                self.diary.of_call(live, Kind.CALL_PREFILLED, instance=attempt.prefill)
+                self.feed(events.PrefillFinished(event_id=self.next_id(), request_id=live.request_id))
+            live.active = attempt.decode
+            async with aclosing(self._adapter(attempt.decode).stream(call)) as deltas:
+                async for delta in deltas:
+                    if self._take(live, attempt, delta):
+                        return None
+        except AgentServeError as failure:
+            # A stream that breaks behind its finish lacks only usage, which is known here as well.
+            return None if live.stream.finish_reason is not None and live.stream.owned else failure
+        return None
+
+    def _take(self, live: LiveCall, attempt: Attempt, delta: Delta) -> bool:
+        """One delta from the engine; whether the answer is complete without waiting for more."""
+        piece = live.stream.feed(delta)
+        if live.is_first_token(delta):
+            self._first_token(live, attempt)
+        elif live.progress_due(self.clock()):
+            self.feed(
+                events.Progress(
+                    event_id=self.next_id(), request_id=live.request_id, output_tokens=live.stream.output_tokens
+                )
+            )
+        if piece is not None:
+            live.push(piece)
+        return live.stream.stopped
+
+    def _first_token(self, live: LiveCall, attempt: Attempt) -> None:
+        if live.first_token_s is None:
+            live.first_token_s = self.clock()
+        cached = live.stream.cached_tokens if attempt.cause is None else None
+        self.diary.of_call(live, Kind.CALL_FIRST_TOKEN, instance=attempt.decode, cached_tokens=cached)
+        if attempt.cause is not None and live.served_by not in (None, attempt.decode):
+            live.migrations += 1
+            self.diary.of_call(
+                live,
+                Kind.CALL_MIGRATED,
+                source=live.served_by,
+                target=attempt.decode,
+                cause=attempt.cause,
+                replayed_tokens=live.stream.replayed_tokens,
+            )
+        live.served_by = attempt.decode
+        self.feed(events.FirstToken(event_id=self.next_id(), request_id=live.request_id, cached_tokens=cached))
+
+    async def _attempt_failed(self, live: LiveCall, failure: AgentServeError) -> None:
+        instance_id = live.active or ""
+        live.is_failing, live.last_failure = True, failure
+        output_tokens = live.stream.output_tokens
+        self.diary.of_call(
+            live,
+            Kind.CALL_ATTEMPT_FAILED,
+            instance=instance_id,
+            error=str(failure),
+            output_tokens=output_tokens,
+        )
+        if isinstance(failure, EngineUnreachable) and live.broken is None:
+            await self._check(instance_id, str(failure))
+        live.stream.cut()
+        can_go_on = self._restart_if_needed(live)
+        self.feed(
+            events.RequestFailed(
+                event_id=self.next_id(),
+                request_id=live.request_id,
+                instance_id=instance_id,
+                output_tokens=live.stream.output_tokens,
+                error=str(failure),
+                retryable=can_go_on and getattr(failure, "retryable", False),
+            )
+        )
+
+    def _restart_if_needed(self, live: LiveCall) -> bool:
+        """Make the call ready for another attempt; False if the client has seen what cannot be continued."""
+        if live.stream.can_go_on:
+            return True
+        if not live.may_restart:
+            return False
+        live.restart()
+        return True
+
+    async def _check(self, instance_id: str, reason: str) -> None:
+        """A connection broke: is the engine gone, or was it this stream only?"""
+        instance = self.instances.get(instance_id)
+        if instance is None or not instance.is_live or await instance.adapter.is_healthy():
+            return
+        if self.on_unreachable is not None:
+            self.on_unreachable(instance_id, reason)
+        self.lost(instance_id, reason)
+
+    def _finish(self, live: LiveCall) -> None:
+        usage = live.stream.usage()
+        self._sizer.learn(live.request.model, live.estimate.chars, int(usage.get("prompt_tokens") or 0))
+        self.feed(
+            events.RequestFinished(
+                event_id=self.next_id(),
+                request_id=live.request_id,
+                prompt_tokens=int(usage.get("prompt_tokens") or live.estimate.tokens),
+                output_tokens=live.stream.output_tokens,
+                cached_tokens=live.stream.cached_tokens,
+            )
+        )
+        self.conclude(live, "ok")
+
+    def _cancel(self, live: LiveCall, error: CallFailed) -> None:
+        self.feed(events.RequestCancelled(event_id=self.next_id(), request_id=live.request_id))
+        self.conclude(live, "cancelled", error)
+        if live.task is not None:
+            live.task.cancel()
+
+    def _give_up(self, live: LiveCall, error: CallFailed) -> None:
+        if live.outcome is None:
+            self.feed(events.RequestCancelled(event_id=self.next_id(), request_id=live.request_id))
+            self.conclude(live, "failed", error)
+
+    def conclude(self, live: LiveCall, outcome: str, error: AgentServeError | None = None) -> None:
+        """End a call once and for all; what comes later is ignored."""
+        if live.outcome is not None:
+            return
+        live.outcome, live.error = outcome, error
+        live.record = self.diary.call_ended(live)
+        if self.calls.get(live.request_id) is live:
+            del self.calls[live.request_id]
+        live.end(outcome, error)
+
+    def _adapter(self, instance_id: str) -> EngineAdapter:
+        instance = self.instances.get(instance_id)
+        if instance is None:
+            raise EngineUnreachable(f"instance {instance_id} is not known")
+        return instance.adapter
+
+    def _open_adapter(self, spec: events.InstanceSpec, url: str, engine: str) -> EngineAdapter:
+        return open_adapter(engine, url, supports_priority=spec.supports_priority, limits=self._limits)
+
+    def _close_soon(self, adapter: EngineAdapter) -> None:
+        self._tasks.create_task(adapter.close())

@@ -1,0 +1,46 @@
+"""Which engine instances are there, and how are they reached? The orchestrator's own list, one entry per instance."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentserve.engines.adapter import EngineAdapter
+from scheduler.events import InstanceSpec
+
+AdapterFactory = Callable[[InstanceSpec, str, str], EngineAdapter]
+"""Makes an adapter from (spec, url, engine)."""
+
+
+@dataclass(slots=True)
+class Instance:
+    """One engine as the orchestrator reaches it; `state` is online, draining or lost."""
+
+    spec: InstanceSpec
+    url: str
+    engine: str
+    adapter: EngineAdapter
+    state: str = "online"
+    reason: str | None = None
+    reported: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether calls may run there."""
+        return self.state != "lost"
+
+    def to_plain(self) -> dict[str, Any]:
+        """For people and programs that look at the cluster."""
+        spec = self.spec
+        return {
+            "instance_id": spec.instance_id,
+            "model": spec.model,
+            "gpu": spec.gpu,
+            "role": str(spec.role),
+            "state": self.state,
+            "reason": self.reason,
+            "engine": self.engine,
+            "url": self.url,
+            "speed": spec.speed,
+            "kv_capacity_tokens": spec.kv_capacity_tokens,
+            "reported": self.reported or None,
+        }
