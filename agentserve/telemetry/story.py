@@ -1,0 +1,332 @@
+"""What is the story of a run, told from its journal events? Steps, calls and the phases of each call.
+
+Spans, the terminal waterfall and the report are all drawn from this one reading. It never fails on a journal with
+gaps (a bounded one loses its oldest events): what is not known is None.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from agentserve.journal import Kind, RunEvent
+
+
+class Phase(StrEnum):
+    """What a call spends its time on. PREFILL includes the wait in the engine's own queue."""
+
+    QUEUE = "queue"
+    PREFILL = "prefill"
+    TRANSFER = "transfer"
+    DECODE = "decode"
+    MIGRATION = "migration"
+
+
+@dataclass(slots=True)
+class PhaseSpan:
+    """One stretch of a call; `end_s` None: it still lasts."""
+
+    phase: Phase
+    start_s: float
+    end_s: float | None = None
+    instance: str | None = None
+    attempt: int = 0
+
+
+@dataclass(slots=True)
+class Migration:
+    """One move of a running call, from the decision until the target's first token (None: not yet)."""
+
+    source: str | None
+    target: str | None
+    start_s: float
+    end_s: float | None = None
+    cause: str | None = None
+    replayed_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class CallStory:
+    """One LLM call over all its attempts."""
+
+    request_id: str
+    step_id: str | None
+    arrived_s: float
+    node: str | None = None
+    model: str | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    stream: bool | None = None
+    traceparent: str | None = None
+    finished_s: float | None = None
+    outcome: str | None = None
+    error: str | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    attempts: int = 0
+    split: bool = False
+    phases: list[PhaseSpan] = field(default_factory=list)
+    decisions: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
+    migrations: list[Migration] = field(default_factory=list)
+    failures: list[tuple[float, str | None, str]] = field(default_factory=list)
+    """(when, instance, error) of each failed attempt."""
+    refusals: list[tuple[float, str]] = field(default_factory=list)
+    """(when, reason) of each migration that could not be carried out."""
+    first_tokens: list[tuple[float, str | None]] = field(default_factory=list)
+
+    @property
+    def placement(self) -> Mapping[str, Any] | None:
+        """The last dispatch, as plain data; None before there is one."""
+        return next((d for _, d in reversed(self.decisions) if d.get("type") == "dispatch"), None)
+
+    @property
+    def explanation(self) -> Mapping[str, Any]:
+        """Why the first dispatch chose as it did; empty if it is not known."""
+        first = next((d for _, d in self.decisions if d.get("type") == "dispatch"), None)
+        return (first or {}).get("reason") or {}
+
+
+@dataclass(slots=True)
+class StepStory:
+    """One execution of a node."""
+
+    step_id: str
+    node: str
+    kind: str
+    started_s: float
+    parents: tuple[str, ...] = ()
+    finished_s: float | None = None
+    outcome: str | None = None
+    error: str | None = None
+    target_deadline_s: float | None = None
+    latest_deadline_s: float | None = None
+    slack_s: float | None = None
+    predicted_s: float | None = None
+    downstream_s: float | None = None
+    calls: list[CallStory] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RunStory:
+    """One run with its steps in order of their start."""
+
+    run_id: str
+    submitted_s: float
+    last_s: float
+    workflow: str | None = None
+    slo_s: float | None = None
+    deadline_s: float | None = None
+    traceparent: str | None = None
+    status: str = "running"
+    finished_s: float | None = None
+    e2e_s: float | None = None
+    attained: bool | None = None
+    error: str | None = None
+    steps: list[StepStory] = field(default_factory=list)
+
+
+def decision_of(event: RunEvent) -> Mapping[str, Any]:
+    """The decision that a CALL_DECIDED event carries, as plain data with its `type`."""
+    inner = event.data.get("decision")
+    return inner if isinstance(inner, Mapping) else event.data
+
+
+def tell_call(events: Sequence[RunEvent]) -> CallStory | None:
+    """The story of one call from its own events in order; None for no events."""
+    if not events:
+        return None
+    first = events[0]
+    story = CallStory(first.request_id or "", first.step_id, first.at_s)
+    for event in events:
+        reader = _READERS.get(event.kind)
+        if reader is not None:
+            reader(story, event)
+    return story
+
+
+def tell_step(events: Iterable[RunEvent], step_id: str) -> StepStory:
+    """The story of one step, without its calls, from the step events among `events`."""
+    story: StepStory | None = None
+    for event in events:
+        if event.step_id != step_id:
+            continue
+        if story is None:
+            node = str(event.data.get("node") or step_id)
+            story = StepStory(step_id, node, "llm" if event.request_id else "tool", event.at_s)
+        _read_step(story, event)
+    if story is None:
+        raise LookupError(f"no event of step {step_id!r}")
+    return story
+
+
+def tell_run(events: Sequence[RunEvent]) -> RunStory | None:
+    """The story of a run from its journal; None for no events. Steps and calls are in order of start, then id."""
+    if not events:
+        return None
+    story = RunStory(events[0].run_id, events[0].at_s, max(event.at_s for event in events))
+    calls: dict[str, list[RunEvent]] = {}
+    steps: dict[str, list[RunEvent]] = {}
+    for event in events:
+        if event.request_id is not None:
+            calls.setdefault(event.request_id, []).append(event)
+        if event.step_id is not None:
+            steps.setdefault(event.step_id, []).append(event)
+        read_run(story, event)
+    told = {step_id: tell_step(own, step_id) for step_id, own in steps.items()}
+    for own in calls.values():
+        call = tell_call(own)
+        if call is not None and call.step_id in told:
+            told[call.step_id].calls.append(call)
+    story.steps = sorted(told.values(), key=lambda step: (step.started_s, step.step_id))
+    for step in story.steps:
+        step.calls.sort(key=lambda call: (call.arrived_s, call.request_id))
+    return story
+
+
+def read_run(story: RunStory, event: RunEvent) -> None:
+    """Take a run's own events into its story; others change nothing."""
+    data = event.data
+    if event.kind is Kind.RUN_SUBMITTED:
+        story.submitted_s = event.at_s
+        story.workflow = data.get("workflow")
+        story.slo_s, story.deadline_s = data.get("slo_s"), data.get("deadline_s")
+        story.traceparent = data.get("traceparent")
+    elif event.kind is Kind.RUN_FINISHED:
+        story.finished_s = event.at_s
+        story.status = str(data.get("status") or "succeeded")
+        story.e2e_s, story.attained, story.error = data.get("e2e_s"), data.get("attained"), data.get("error")
+        if story.e2e_s is not None:
+            story.submitted_s = min(story.submitted_s, event.at_s - story.e2e_s)
+
+
+def _read_step(story: StepStory, event: RunEvent) -> None:
+    data = event.data
+    if event.kind is Kind.STEP_STARTED:
+        story.started_s = event.at_s
+        story.node = str(data.get("node") or story.node)
+        story.kind = str(data.get("kind") or story.kind)
+        story.parents = tuple(data.get("parents") or ())
+    elif event.kind is Kind.STEP_DEADLINES:
+        for name in ("target_deadline_s", "latest_deadline_s", "slack_s", "predicted_s", "downstream_s"):
+            setattr(story, name, data.get(name))
+    elif event.kind is Kind.STEP_FINISHED:
+        story.finished_s, story.outcome, story.error = event.at_s, data.get("outcome"), data.get("error")
+
+
+def _close(story: CallStory, at_s: float) -> None:
+    if story.phases and story.phases[-1].end_s is None:
+        story.phases[-1].end_s = at_s
+
+
+def _open(story: CallStory, phase: Phase, at_s: float, instance: str | None) -> None:
+    _close(story, at_s)
+    story.phases.append(PhaseSpan(phase, at_s, None, instance, story.attempts))
+
+
+def _phase(story: CallStory) -> Phase | None:
+    open_phase = story.phases and story.phases[-1].end_s is None
+    return story.phases[-1].phase if open_phase else None
+
+
+def _arrived(story: CallStory, event: RunEvent) -> None:
+    data = event.data
+    if story.phases:
+        return  # the same call again after a lost connection or a gateway restart
+    story.arrived_s, story.node, story.model = event.at_s, data.get("node"), data.get("model")
+    story.prompt_tokens, story.stream = data.get("prompt_tokens"), data.get("stream")
+    story.traceparent = data.get("traceparent")
+    _open(story, Phase.QUEUE, event.at_s, None)
+
+
+def _decided(story: CallStory, event: RunEvent) -> None:
+    decision = decision_of(event)
+    story.decisions.append((event.at_s, decision))
+    kind = decision.get("type")
+    if kind == "dispatch":
+        story.attempts = int(decision.get("attempt") or story.attempts + 1)
+        prefill, decode = decision.get("prefill_instance"), decision.get("decode_instance")
+        story.split = story.split or prefill != decode
+        _open(story, Phase.PREFILL, event.at_s, prefill)
+    elif kind == "migrate":
+        story.attempts = int(decision.get("attempt") or story.attempts + 1)
+        _open(story, Phase.MIGRATION, event.at_s, decision.get("target"))
+        move = Migration(decision.get("source"), decision.get("target"), event.at_s, cause=decision.get("cause"))
+        story.migrations.append(move)
+
+
+def _prefilled(story: CallStory, event: RunEvent) -> None:
+    placement = story.placement or {}
+    _open(story, Phase.TRANSFER, event.at_s, placement.get("decode_instance"))
+
+
+def _first_token(story: CallStory, event: RunEvent) -> None:
+    instance = event.data.get("instance")
+    story.first_tokens.append((event.at_s, instance))
+    if event.data.get("cached_tokens") is not None:
+        story.cached_tokens = event.data["cached_tokens"]
+    if _phase(story) is Phase.DECODE and story.phases[-1].instance == instance:
+        return
+    _open(story, Phase.DECODE, event.at_s, instance)
+    for move in story.migrations:
+        if move.end_s is None:
+            move.end_s = event.at_s
+
+
+def _migrated(story: CallStory, event: RunEvent) -> None:
+    data = event.data
+    target = data.get("target")
+    move = next((m for m in reversed(story.migrations) if m.target == target and m.replayed_tokens is None), None)
+    if move is None:
+        move = _undecided_move(story, event.at_s, target)
+        story.migrations.append(move)
+    move.source = data.get("source") or move.source
+    move.cause = data.get("cause") or move.cause
+    move.replayed_tokens = data.get("replayed_tokens")
+
+
+def _undecided_move(story: CallStory, at_s: float, target: str | None) -> Migration:
+    """A move with no Migrate decision before it: a new dispatch after a failed attempt brought it about."""
+    if _phase(story) is Phase.DECODE and story.phases[-1].instance != target:
+        _open(story, Phase.MIGRATION, at_s, target)
+    again = [p for p in story.phases if p.phase is Phase.PREFILL and p.attempt == story.attempts and p.attempt > 1]
+    resumed = _phase(story) is Phase.DECODE
+    return Migration(None, target, again[-1].start_s if again else at_s, story.phases[-1].start_s if resumed else None)
+
+
+def _migration_refused(story: CallStory, event: RunEvent) -> None:
+    story.refusals.append((event.at_s, str(event.data.get("reason"))))
+    if _phase(story) is Phase.MIGRATION:  # the call went on at the source all the while
+        story.phases.pop()
+        if story.phases:
+            story.phases[-1].end_s = None
+    if story.migrations and story.migrations[-1].end_s is None and story.migrations[-1].replayed_tokens is None:
+        story.migrations.pop()
+
+
+def _attempt_failed(story: CallStory, event: RunEvent) -> None:
+    story.failures.append((event.at_s, event.data.get("instance"), str(event.data.get("error"))))
+    _open(story, Phase.QUEUE, event.at_s, None)
+
+
+def _finished(story: CallStory, event: RunEvent) -> None:
+    data = event.data
+    _close(story, event.at_s)
+    story.finished_s = event.at_s
+    story.outcome, story.error = str(data.get("outcome") or "ok"), data.get("error")
+    for name in ("prompt_tokens", "output_tokens", "cached_tokens", "ttft_s", "tpot_s", "e2e_s"):
+        if data.get(name) is not None:
+            setattr(story, name, data[name])
+
+
+_READERS = {
+    Kind.CALL_ARRIVED: _arrived,
+    Kind.CALL_DECIDED: _decided,
+    Kind.CALL_PREFILLED: _prefilled,
+    Kind.CALL_FIRST_TOKEN: _first_token,
+    Kind.CALL_MIGRATED: _migrated,
+    Kind.CALL_MIGRATION_REFUSED: _migration_refused,
+    Kind.CALL_ATTEMPT_FAILED: _attempt_failed,
+    Kind.CALL_FINISHED: _finished,
+}

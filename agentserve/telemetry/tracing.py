@@ -1,0 +1,369 @@
+"""How does a run become one OpenTelemetry trace? Its journal events become spans, with the events' own times.
+
+Ids are derived, so that spans of one run join although several gateways wrote them: the trace id from the run id (or
+taken from the client's `traceparent`), span ids from run, step and call ids. A span is made when its thing has ended;
+until then only its events are kept, bounded in number. No prompt text is ever in a span.
+"""
+
+import hashlib
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.util.types import AttributeValue
+
+from agentserve.errors import BadInput
+from agentserve.journal import Kind, RunEvent
+from agentserve.telemetry import names
+from agentserve.telemetry.attributes import SpanEvent, call_attributes, call_events, run_attributes, step_attributes
+from agentserve.telemetry.story import CallStory, Phase, RunStory, StepStory, read_run, tell_call, tell_step
+
+_TRACEPARENT: Final = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_MAX_EVENTS_PER_CALL: Final = 400
+_MAX_OPEN_PER_RUN: Final = 2000
+_PHASE_NAMES: Final = {
+    Phase.QUEUE: "queue",
+    Phase.PREFILL: "prefill",
+    Phase.TRANSFER: "kv_transfer",
+    Phase.DECODE: "decode",
+    Phase.MIGRATION: "migration",
+}
+
+_logger = logging.getLogger(__name__)
+
+
+class DerivedIds(RandomIdGenerator):
+    """Gives the next span the ids set beforehand; random ones when none were set."""
+
+    def __init__(self) -> None:
+        self.trace_id: int | None = None
+        self.span_id: int | None = None
+
+    def generate_trace_id(self) -> int:
+        """The id set for the next trace, once."""
+        chosen, self.trace_id = self.trace_id, None
+        return super().generate_trace_id() if chosen is None else chosen
+
+    def generate_span_id(self) -> int:
+        """The id set for the next span, once."""
+        chosen, self.span_id = self.span_id, None
+        return super().generate_span_id() if chosen is None else chosen
+
+
+def make_tracer_provider(endpoint: str | None, *, service: str = "agentserve") -> TracerProvider | None:
+    """A provider that sends batches of spans to `endpoint` (OTLP/HTTP base URL) in its own thread; None without one.
+
+    At most 8,192 spans wait; more are dropped, never awaited. Raises BadInput if the extra `otlp` is not installed or
+    the endpoint is no HTTP URL. Call `.shutdown()` at the end to send what waits.
+    """
+    if not endpoint:
+        return None
+    if not endpoint.startswith(("http://", "https://")):
+        raise BadInput(
+            f"OTLP endpoint {endpoint!r}: give an http:// or https:// base URL such as http://127.0.0.1:4318"
+        )
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        raise BadInput("an OTLP endpoint is set but the exporter is missing: pip install 'agentserve[otlp]'") from None
+    base = endpoint.rstrip("/")
+    exporter = OTLPSpanExporter(endpoint=base if base.endswith("/v1/traces") else f"{base}/v1/traces", timeout=5)
+    provider = derived_provider(service)
+    provider.add_span_processor(
+        BatchSpanProcessor(exporter, max_queue_size=8192, max_export_batch_size=512, schedule_delay_millis=1000)
+    )
+    return provider
+
+
+def derived_provider(service: str = "agentserve") -> TracerProvider:
+    """A provider without exporters whose span ids SpanSink can set."""
+    resource = Resource.create({"service.name": service})
+    return TracerProvider(resource=resource, id_generator=DerivedIds(), shutdown_on_exit=False)
+
+
+def trace_id_of(run_id: str, traceparent: str | None = None) -> int:
+    """The trace of a run: the client's, if its `traceparent` is valid, else one derived from the run id."""
+    given = parse_traceparent(traceparent)
+    return given.trace_id if given is not None else _derived(16, "run", run_id)
+
+
+def parse_traceparent(header: str | None) -> SpanContext | None:
+    """The W3C header as a remote span context; None if there is none or it is not valid."""
+    match = _TRACEPARENT.match(header) if isinstance(header, str) else None
+    if match is None:
+        return None
+    context = SpanContext(int(match[1], 16), int(match[2], 16), is_remote=True, trace_flags=_SAMPLED)
+    return context if context.is_valid else None
+
+
+@dataclass(slots=True)
+class _OpenRun:
+    """What is known of a run whose end was not seen: events of what is open in it."""
+
+    story: RunStory
+    parent: SpanContext | None
+    trace_id: int
+    sent: bool = False
+    """The run's own span has been sent; only calls that outlive it are waited for."""
+    steps: dict[str, list[RunEvent]] = field(default_factory=dict)
+    calls: dict[str, list[RunEvent]] = field(default_factory=dict)
+
+    def keep(self, event: RunEvent) -> None:
+        """Remember an event of an open call or step, up to a limit."""
+        if event.request_id is not None:
+            known = self.calls.get(event.request_id)
+            if known is None and event.kind is not Kind.CALL_FINISHED and len(self.calls) < _MAX_OPEN_PER_RUN:
+                known = self.calls[event.request_id] = []
+            if known is not None and (len(known) < _MAX_EVENTS_PER_CALL or event.kind is Kind.CALL_FINISHED):
+                known.append(event)
+        elif event.step_id is not None:
+            begins = event.kind is Kind.STEP_STARTED or not self.sent
+            if event.step_id not in self.steps and begins and len(self.steps) < _MAX_OPEN_PER_RUN:
+                self.steps[event.step_id] = []
+            if event.step_id in self.steps:
+                self.steps[event.step_id] = _latest(self.steps[event.step_id], event)
+
+
+@dataclass(slots=True)
+class _Span:
+    name: str
+    span_id: int
+    parent: int | SpanContext | None
+    kind: SpanKind = SpanKind.INTERNAL
+    events: Sequence[SpanEvent] = ()
+    links: Sequence[Link] = ()
+
+
+class SpanSink:
+    """Makes spans of journal events: run → step → chat → queue, prefill, KV transfer, decode, migrations.
+
+    Without a provider it only derives ids for `traceparent`. At most `max_open_runs` are remembered and none longer
+    than `max_age_s` after its last event; what falls out is sent as far as it is known, marked incomplete.
+    """
+
+    def __init__(
+        self,
+        provider: TracerProvider | None = None,
+        *,
+        max_open_runs: int = 4096,
+        max_age_s: float = 3600.0,
+        engine: str = "vllm",
+    ) -> None:
+        if provider is not None and not isinstance(provider.id_generator, DerivedIds):
+            raise BadInput("SpanSink needs a provider with DerivedIds: make it with derived_provider()")
+        self._ids = provider.id_generator if provider is not None else None
+        self._tracer = provider.get_tracer(names.SCOPE) if provider is not None else None
+        self._runs: OrderedDict[str, _OpenRun] = OrderedDict()
+        self._ended: OrderedDict[str, int] = OrderedDict()
+        self._run_of_call: dict[str, str] = {}
+        self._max_open_runs, self._max_age_s = max_open_runs, max_age_s
+        self._engine = engine
+        self._failures_logged = 0
+
+    def record(self, event: RunEvent) -> None:
+        """Take one event; spans of what it ends are handed to the exporter. Never raises."""
+        self._take(event, export=True)
+
+    def restore(self, events: Iterable[RunEvent]) -> None:
+        """Take the journal of runs that another gateway began, without sending their finished spans again."""
+        for event in events:
+            self._take(event, export=False)
+
+    def traceparent(self, request_id: str) -> str | None:
+        """The W3C header of a live call's chat span, for the engine; None for a call that is not known."""
+        run_id = self._run_of_call.get(request_id)
+        if run_id is None or run_id not in self._runs:
+            return None
+        return f"00-{self._runs[run_id].trace_id:032x}-{_call_span_id(run_id, request_id):016x}-01"
+
+    def _take(self, event: RunEvent, *, export: bool) -> None:
+        try:
+            self._read(event, export)
+        except Exception:  # noqa: BLE001 - a malformed event must not harm the call that it tells of
+            if self._failures_logged < 10:
+                self._failures_logged += 1
+                _logger.exception("no span for event %s of run %s", event.kind, event.run_id)
+
+    def _read(self, event: RunEvent, export: bool) -> None:
+        run = self._open_run(event)
+        run.story.last_s = max(run.story.last_s, event.at_s)
+        if event.kind is Kind.CALL_ARRIVED and event.request_id is not None:
+            self._run_of_call[event.request_id] = event.run_id
+            run.calls.setdefault(event.request_id, [])
+        if self._tracer is not None:
+            read_run(run.story, event)
+            run.keep(event)
+        if event.kind is Kind.CALL_FINISHED and event.request_id is not None:
+            self._end_call(run, event.request_id, export)
+        elif event.kind is Kind.STEP_FINISHED and event.step_id is not None:
+            self._end_step(run, event.step_id, export)
+        elif event.kind is Kind.RUN_FINISHED and not run.sent:
+            self._end_run(run, export, incomplete=False)
+        if run.sent and not run.calls:
+            self._retire(run, export)
+
+    def _open_run(self, event: RunEvent) -> _OpenRun:
+        run = self._runs.get(event.run_id)
+        if run is None:
+            # After a restart the submission was not seen here; the run's calls carry the same client's trace.
+            seen = event.kind in (Kind.RUN_SUBMITTED, Kind.CALL_ARRIVED)
+            parent = parse_traceparent(event.data.get("traceparent")) if seen else None
+            trace_id = parent.trace_id if parent is not None else trace_id_of(event.run_id)
+            ended = self._ended.get(event.run_id)
+            run = _OpenRun(RunStory(event.run_id, event.at_s, event.at_s), parent, ended or trace_id, ended is not None)
+            self._runs[event.run_id] = run
+            self._evict(event.at_s)
+        self._runs.move_to_end(event.run_id)
+        return run
+
+    def _evict(self, now_s: float) -> None:
+        while self._runs:
+            oldest = next(iter(self._runs.values()))
+            if len(self._runs) <= self._max_open_runs and oldest.story.last_s > now_s - self._max_age_s:
+                return
+            for request_id in list(oldest.calls):
+                self._end_call(oldest, request_id, True)
+            if not oldest.sent:
+                self._end_run(oldest, True, incomplete=True)
+            self._retire(oldest, True)
+
+    def _end_call(self, run: _OpenRun, request_id: str, export: bool) -> None:
+        self._run_of_call.pop(request_id, None)
+        call = tell_call(run.calls.pop(request_id, ()))
+        if export and call is not None and self._tracer is not None:
+            self._send_call(run, call)
+
+    def _end_step(self, run: _OpenRun, step_id: str, export: bool) -> None:
+        events = run.steps.pop(step_id, None)
+        if export and events and self._tracer is not None:
+            self._send_step(run, tell_step(events, step_id))
+
+    def _end_run(self, run: _OpenRun, export: bool, *, incomplete: bool) -> None:
+        run.sent = True
+        if not export or self._tracer is None:
+            return
+        story = run.story
+        span = _Span(f"{names.INVOKE_WORKFLOW} {story.workflow or 'unknown'}", _run_span_id(story.run_id), run.parent)
+        attributes = run_attributes(story) | ({names.INCOMPLETE: True} if incomplete else {})
+        end_s = story.last_s if story.finished_s is None else story.finished_s
+        self._send(span, run.trace_id, story.submitted_s, end_s, attributes, _failure(story.status, story.error))
+
+    def _retire(self, run: _OpenRun, export: bool) -> None:
+        for step_id in list(run.steps):  # a run that ends takes its running steps with it, without an event of theirs
+            self._end_step(run, step_id, export)
+        run_id = run.story.run_id
+        self._runs.pop(run_id, None)
+        self._ended[run_id] = run.trace_id
+        while len(self._ended) > self._max_open_runs:
+            self._ended.popitem(last=False)
+
+    def _send_step(self, run: _OpenRun, step: StepStory) -> None:
+        run_id = run.story.run_id
+        operation = names.EXECUTE_TOOL if step.kind == "tool" else names.INVOKE_AGENT
+        span = _Span(f"{operation} {step.node}", _step_span_id(run_id, step.step_id), _run_span_id(run_id))
+        failed = _failure(step.outcome, step.error)
+        end_s = run.story.last_s if step.finished_s is None else step.finished_s
+        self._send(span, run.trace_id, step.started_s, end_s, step_attributes(run.story, step), failed)
+
+    def _send_call(self, run: _OpenRun, call: CallStory) -> None:
+        run_id = run.story.run_id
+        parent = _step_span_id(run_id, call.step_id) if call.step_id is not None else _run_span_id(run_id)
+        chat = _Span(f"{names.CHAT} {call.model or 'unknown'}", _call_span_id(run_id, call.request_id), parent)
+        chat.kind = SpanKind.CLIENT
+        chat.events = call_events(call)
+        client = parse_traceparent(call.traceparent)
+        chat.links = [Link(client)] if client is not None and client != run.parent else []
+        end_s = run.story.last_s if call.finished_s is None else call.finished_s
+        failed = _failure(call.outcome, call.error)
+        attributes = call_attributes(run.story, call) | {names.PROVIDER: self._engine}
+        self._send(chat, run.trace_id, call.arrived_s, end_s, attributes, failed)
+        for index, phase in enumerate(call.phases):
+            if phase.phase is Phase.MIGRATION:
+                continue
+            child = _Span(
+                _PHASE_NAMES[phase.phase], _derived(8, run_id, call.request_id, f"phase{index}"), chat.span_id
+            )
+            known = {names.INSTANCE: phase.instance, names.ATTEMPT: phase.attempt or None}
+            self._send(child, run.trace_id, phase.start_s, end_s if phase.end_s is None else phase.end_s, known, None)
+        for index, move in enumerate(call.migrations):
+            child = _Span("migration", _derived(8, run_id, call.request_id, f"migration{index}"), chat.span_id)
+            known = {
+                names.MIGRATION_SOURCE: move.source,
+                names.MIGRATION_TARGET: move.target,
+                names.MIGRATION_CAUSE: move.cause,
+                names.REPLAYED_TOKENS: move.replayed_tokens,
+            }
+            self._send(child, run.trace_id, move.start_s, end_s if move.end_s is None else move.end_s, known, None)
+
+    def _send(
+        self,
+        span: _Span,
+        trace_id: int,
+        start_s: float,
+        end_s: float,
+        attributes: Mapping[str, AttributeValue | None],
+        error: str | None,
+    ) -> None:
+        assert self._tracer is not None and self._ids is not None  # noqa: S101 - callers check; this is for the types
+        if isinstance(span.parent, int):
+            above: SpanContext | None = SpanContext(trace_id, span.parent, is_remote=True, trace_flags=_SAMPLED)
+        else:
+            above = span.parent
+        self._ids.trace_id, self._ids.span_id = trace_id, span.span_id
+        made = self._tracer.start_span(
+            span.name,
+            context=trace.set_span_in_context(NonRecordingSpan(above)) if above is not None else Context(),
+            kind=span.kind,
+            attributes={name: value for name, value in attributes.items() if value is not None},
+            links=span.links,
+            start_time=_ns(start_s),
+        )
+        for name, at_s, known in span.events:
+            made.add_event(name, {k: v for k, v in known.items() if v is not None}, timestamp=_ns(at_s))
+        if error is not None:
+            made.set_status(Status(StatusCode.ERROR, error[:200]))
+        made.end(end_time=_ns(max(start_s, end_s)))
+
+
+def _latest(events: list[RunEvent], event: RunEvent) -> list[RunEvent]:
+    """The events with this one, keeping only the newest of those that come again and again."""
+    if event.kind is Kind.STEP_DEADLINES:
+        events = [known for known in events if known.kind is not Kind.STEP_DEADLINES]
+    return [*events, event] if len(events) < _MAX_EVENTS_PER_CALL else events
+
+
+def _failure(outcome: str | None, error: str | None) -> str | None:
+    return error or (outcome if outcome in ("failed", "cancelled") else None)
+
+
+def _ns(at_s: float) -> int:
+    return round(at_s * 1e9)
+
+
+def _run_span_id(run_id: str) -> int:
+    return _derived(8, run_id, "run")
+
+
+def _step_span_id(run_id: str, step_id: str) -> int:
+    return _derived(8, run_id, "step", step_id)
+
+
+def _call_span_id(run_id: str, request_id: str) -> int:
+    return _derived(8, run_id, "call", request_id)
+
+
+def _derived(size: int, *parts: str) -> int:
+    """A non-zero id of `size` bytes that only `parts` decide."""
+    text = "\x00".join(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=size).digest()) or 1
