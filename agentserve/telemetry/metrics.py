@@ -101,7 +101,7 @@ class MetricSink:
         """Count one event. Never raises."""
         try:
             self._count(event)
-        except Exception:  # noqa: BLE001 - a malformed event must not harm the call that it tells of
+        except Exception:  # a malformed event must not harm the call that it tells of
             if self._failures_logged < 10:
                 self._failures_logged += 1
                 _logger.exception("event %s of run %s was not counted", event.kind, event.run_id)
@@ -156,7 +156,7 @@ class MetricSink:
     def _run_finished(self, event: RunEvent) -> None:
         data, workflow = event.data, self._workflow_of(event)
         self._runs.pop(event.run_id, None)
-        attained = {True: "true", False: "false"}.get(data.get("attained"), "none")
+        attained = "none" if data.get("attained") is None else str(bool(data["attained"])).lower()
         self._count_runs.labels(workflow, _one_of(data.get("status"), _STATUSES), attained).inc()
         if data.get("e2e_s") is not None:
             self._run_e2e.labels(workflow).observe(data["e2e_s"])

@@ -74,6 +74,6 @@ GAIN_S: Final = "agentserve.decision.predicted_gain_s"
 COST_S: Final = "agentserve.decision.predicted_cost_s"
 MESSAGE: Final = "agentserve.decision.message"
 
-FIRST_TOKEN_EVENT: Final = "agentserve.first_token"
+FIRST_TOKEN_EVENT: Final = "agentserve.first_token"  # noqa: S105 - a token of text, no secret
 ATTEMPT_FAILED_EVENT: Final = "agentserve.attempt_failed"
 REFUSED_EVENT: Final = "agentserve.migration_refused"
