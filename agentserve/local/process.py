@@ -112,6 +112,8 @@ class ChildProcess:
                 start_new_session=True,  # a Ctrl-C in the terminal reaches the parent alone, which stops its children
             )
         except OSError as error:
+            self._log.close()
+            self._log = None
             raise Unavailable(f"{self.name} cannot be started: {error.strerror}") from error
         try:
             await self._until_ready()

@@ -66,7 +66,8 @@ class RedisServer:
         log_path: Path | None = None,
         ready_timeout_s: float = 15.0,
     ) -> None:
-        self._binary = binary
+        self.binary = binary
+        """The server program; None until `start` has found one."""
         self._any_port = port == 0
         self._port = port
         self._data_dir = data_dir
@@ -105,10 +106,10 @@ class RedisServer:
         """
         if self.running:
             return
-        binary = self._binary or find_binary()
+        self.binary = self.binary or find_binary()
         try:
             self._claim_directories()
-            await self._start_on_some_port(binary)
+            await self._start_on_some_port(self.binary)
         except BaseException:
             await self.stop()
             raise

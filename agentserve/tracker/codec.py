@@ -1,7 +1,7 @@
-"""How do runs, steps, events and workflows look in Redis? As JSON; fields unknown to this version are ignored."""
+"""How do runs, steps, events and workflows look in Redis? As JSON, bounded in size."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -9,16 +9,16 @@ import orjson
 from agentserve.errors import BadInput, TooLarge, Unavailable
 from agentserve.journal import Kind, RunEvent
 from agentserve.tracker.store import RunSummary
+from workflows.errors import WorkflowError
 from workflows.graph import Workflow
-from workflows.run import Run, RunStatus, Step, StepKind, StepStatus
+from workflows.run import Run, Step
+from workflows.wire import run_from_plain, run_to_plain, step_to_plain
 
 MAX_STEP_BYTES: Final = 256 * 2**10
 MAX_EVENT_BYTES: Final = 64 * 2**10
 MAX_WORKFLOW_BYTES: Final = 2**20
 
 STEP_PREFIX: Final = b"s:"
-_RUN_FIELDS: Final = tuple(f.name for f in fields(Run) if f.name not in ("steps", "version"))
-_STEP_FIELDS: Final = frozenset(f.name for f in fields(Step))
 
 
 def step_field(step_id: str) -> bytes:
@@ -28,27 +28,29 @@ def step_field(step_id: str) -> bytes:
 
 def run_bytes(run: Run) -> bytes:
     """The run's own fields, without its steps and version. TooLarge past the limit."""
-    return _bounded({name: getattr(run, name) for name in _RUN_FIELDS}, f"run {run.run_id}", MAX_STEP_BYTES)
+    plain = run_to_plain(replace(run, steps={}, version=0))
+    return _bounded(plain, f"run {run.run_id}", MAX_STEP_BYTES)
 
 
 def step_bytes(position: int, step: Step) -> bytes:
     """A step and its place among the run's steps. TooLarge past the limit."""
-    return _bounded([position, step], f"step {step.step_id}", MAX_STEP_BYTES)
+    return _bounded([position, step_to_plain(step)], f"step {step.step_id}", MAX_STEP_BYTES)
 
 
 def run_from_fields(stored: Mapping[bytes, bytes]) -> Run:
     """The run that a hash holds; Unavailable if it is not one of ours."""
     try:
-        placed = sorted(orjson.loads(value) for name, value in stored.items() if name.startswith(STEP_PREFIX))
-        steps = (_step(plain) for _, plain in placed)
-        return _run(orjson.loads(stored[b"run"]), {step.step_id: step for step in steps}, int(stored[b"version"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unavailable(f"a stored run cannot be read: {type(error).__name__}") from error
+        placed = [orjson.loads(value) for name, value in stored.items() if name.startswith(STEP_PREFIX)]
+        placed.sort(key=lambda pair: pair[0])
+        plain = orjson.loads(stored[b"run"])
+        return run_from_plain(plain | {"steps": [step for _, step in placed], "version": int(stored[b"version"])})
+    except (KeyError, TypeError, ValueError, WorkflowError) as error:
+        raise Unavailable(f"a stored run cannot be read: {error}") from error
 
 
 def summary(run_json: bytes, steps: bytes) -> RunSummary:
     """A line of the list, from a run's own fields and its number of steps."""
-    run = _run(orjson.loads(run_json), {}, 1)
+    run = run_from_fields({b"run": run_json, b"version": b"0"})
     return RunSummary(
         run_id=run.run_id,
         workflow=run.workflow,
@@ -100,8 +102,11 @@ def workflow_bytes(workflow: Workflow) -> bytes:
 
 
 def workflow_from_bytes(stored: bytes) -> Workflow:
-    """The workflow that `workflow_bytes` wrote."""
-    return Workflow.from_dict(orjson.loads(stored))
+    """The workflow that `workflow_bytes` wrote; Unavailable if it is not one of ours."""
+    try:
+        return Workflow.from_dict(orjson.loads(stored))
+    except (KeyError, TypeError, ValueError, WorkflowError) as error:
+        raise Unavailable(f"a stored workflow cannot be read: {error}") from error
 
 
 def pairs(answer: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[bytes, bytes]:
@@ -117,22 +122,6 @@ def _bounded(value: object, what: str, limit: int) -> bytes:
     if len(stored) > limit:
         raise TooLarge(f"{what} has {len(stored)} bytes; at most {limit} are kept")
     return stored
-
-
-def _run(plain: Mapping[str, Any], steps: Mapping[str, Step], version: int) -> Run:
-    known = {name: plain[name] for name in _RUN_FIELDS if name in plain}
-    known["status"] = RunStatus(plain["status"])
-    return Run(**known, steps=steps, version=version)
-
-
-def _step(plain: Mapping[str, Any]) -> Step:
-    known = {name: value for name, value in plain.items() if name in _STEP_FIELDS}
-    known |= {
-        "kind": StepKind(plain["kind"]),
-        "status": StepStatus(plain["status"]),
-        "parents": tuple(plain["parents"]),
-    }
-    return Step(**known)
 
 
 def _event_plain(event: RunEvent, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,21 +125,18 @@ class RedisStore:
         NotFound, IllegalTransition, DuplicateStep and TooLarge (one step more than a run may have) change nothing.
         """
         async with self._lock(run_id):
-            before = self._cache.get(run_id)
-            fresh = before is None
+            known = self._cache.get(run_id)
+            current = known is None
+            known = known or await self._read(run_id)
             for _ in range(_MAX_TRIES):
-                if before is None:
-                    before, fresh = await self._read(run_id), True
-                after = self._next(before.run, transition, fresh)
-                if after is None:
-                    before = None
-                    continue
-                if after is before.run:
-                    return after
-                changed_by_other = await self._commit(before, after)
-                if changed_by_other is None:
-                    return after
-                before, fresh = changed_by_other, True
+                after = self._outcome(known.run, transition)
+                if isinstance(after, Run) and after is not known.run:
+                    newer = await self._commit(known, after)
+                else:
+                    newer = None if current else await self._newer(known)
+                if newer is None:
+                    return _or_raise(after)
+                known, current = newer, True
         raise Unavailable(f"run {run_id} is being changed by too many writers at once")
 
     async def load(self, run_id: str) -> Run:
@@ -165,19 +162,21 @@ class RedisStore:
             skip += len(names) - len(expired)
         return found
 
-    def _next(self, run: Run, transition: Transition, fresh: bool) -> Run | None:
-        """The run after the transition; None if the run at hand may be old and must be read again first."""
+    def _outcome(self, run: Run, transition: Transition) -> Run | Exception:
+        """What the transition makes of this run: another run, the same one, or a refusal."""
         try:
             after = run.apply(transition)
-        except WorkflowError:
-            if fresh:
-                raise
-            return None
-        if after is run or after == run:
-            return run if fresh else None
+        except WorkflowError as refusal:
+            return refusal
         if len(after.steps) > max(self._max_run_steps, len(run.steps)):
-            raise TooLarge(f"run {run.run_id} has {len(run.steps)} steps; at most {self._max_run_steps} are allowed")
+            return TooLarge(f"run {run.run_id} has {len(run.steps)} steps; at most {self._max_run_steps} are allowed")
         return after
+
+    async def _newer(self, known: _Stored) -> _Stored | None:
+        """The run as stored if it is another one than `known`, else None; cheap in that case."""
+        run_id = known.run.run_id
+        token = await self._connection.command("HGET", self._keys.run(run_id), "token")
+        return None if token == known.token else await self._read(run_id)
 
     async def _read(self, run_id: str) -> _Stored:
         fields = codec.pairs(await self._connection.command("HGETALL", self._keys.run(run_id)))
@@ -269,7 +268,11 @@ class RedisStore:
     # What was learned, and workflows
 
     async def add(self, workflow: str, increments: Mapping[str, int]) -> None:
-        """Add to a workflow's counters atomically; past `MAX_COUNTERS` of them no new one begins."""
+        """Add to a workflow's counters atomically, and drop those that fell to zero.
+
+        What a call adds is added once even if its answer is lost; a second call adds again. Past `MAX_COUNTERS`
+        counters no new one begins. `workflows.forecast.admit` bounds and decays before that.
+        """
         if not increments:
             return
         token = self._token().decode()
@@ -310,6 +313,12 @@ def _changes(before: Run | None, after: Run) -> Sequence[Argument]:
         if old is not step and old != step:
             changes += (codec.step_field(step_id), codec.step_bytes(position, step))
     return changes
+
+
+def _or_raise(outcome: Run | Exception) -> Run:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _event_of(fields: Any) -> bytes:

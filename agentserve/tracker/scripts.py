@@ -56,7 +56,7 @@ return 1
 """)
 
 COUNT: Final = Script("""
--- Add to counters once, however often it is sent.
+-- Add to counters once, however often it is sent; a counter that falls to zero ends.
 -- KEYS: counters, token. ARGV: ttl, most fields, then fields and increments.
 if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', 60) then
   return 1
@@ -64,7 +64,10 @@ end
 local room = tonumber(ARGV[2]) - redis.call('HLEN', KEYS[1])
 for i = 3, #ARGV, 2 do
   if room > 0 or redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
-    if redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) == tonumber(ARGV[i + 1]) then
+    local count = redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1])
+    if count <= 0 then
+      redis.call('HDEL', KEYS[1], ARGV[i])
+    elseif count == tonumber(ARGV[i + 1]) then
       room = room - 1
     end
   end
