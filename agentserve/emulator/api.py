@@ -148,9 +148,10 @@ def _content_text(content: Any, where: str) -> str:
         return ""
     if isinstance(content, str):
         return content
-    texts = [part.get("text") if isinstance(part, dict) else None for part in content] if type(content) is list else [0]
-    if all(isinstance(text, str) for text in texts):
-        return "".join(texts)
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "".join(map(str, texts))
     raise BadInput(f"{where}: a text or a list of text parts is required")
 
 

@@ -111,7 +111,7 @@ def load_script(path: Path) -> list[Rule]:
 
     A line: `match` (regex, found anywhere), `on` ("user": last user text, the default; "last": last message of any
     role; "conversation": all of it, with role marks), `when_contains` (a text or a list, all of which the conversation
-    must contain), `reply` and/or `tool_calls` ([{"name", "arguments"}]). In replies `$1` to `$9` are the match's groups,
+    must contain), `reply` and/or `tool_calls` ([{"name", "arguments"}]). In replies `$1` to `$9` are its groups,
     `$last` the last message's text, `$user` the last user text, `$$` a dollar sign; other `$` stay.
     """
     try:
