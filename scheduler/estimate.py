@@ -1,0 +1,316 @@
+"""What is the state of every instance now? The last report, plus what was dispatched and seen since, as arrays.
+
+A `Pool` holds the instances of one model, in the order of their ids (so that the first of equals has the smallest id),
+one array per quantity. Speeds are the GPU profile's constants x calibration / `speed`, corrected by the ratio of
+observed to predicted times: an EMA per instance, shrunk to the EMA of its GPU type while it has few samples.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.config import EstimateConfig
+from scheduler.events import InstanceReported, InstanceSpec, Role
+from scheduler.prefix import PrefixIndex
+from scheduler.profiles.profile import GpuProfile
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+_FLOATS = (
+    "kv_capacity", "max_seqs", "max_batched", "kv_bytes", "link", "capability",
+    "base_p0", "base_p1", "base_p2", "base_d0", "base_d1", "base_d2",
+    "p0", "p1", "p2", "d0", "d1", "d2",
+    "own_prefill", "own_decode", "prefill_samples", "decode_samples", "gpu_prefill", "gpu_decode",
+    "queued", "queued_tokens", "queued_work_s", "free_at_s", "running", "bound", "kv_own", "remaining",
+    "kv_offset", "foreign", "foreign_wait_s", "reported_at_s", "preempted", "cache_tokens", "trust",
+    "box_q", "box_p", "box_d",
+)  # fmt: skip
+_BOOLS = ("is_open", "can_prefill", "can_decode", "can_replay")
+
+
+class Pool:
+    """The instances of one model. Written only by `state.py`; everybody else reads."""
+
+    kv_capacity: Floats
+    max_seqs: Floats
+    max_batched: Floats
+    kv_bytes: Floats
+    link: Floats
+    """KV link, bytes/s; 0: none."""
+    capability: Floats
+    base_p0: Floats
+    base_p1: Floats
+    base_p2: Floats
+    base_d0: Floats
+    base_d1: Floats
+    base_d2: Floats
+    p0: Floats
+    """`p0 … d2`: the profile's constants with calibration, speed and correction: times come out in seconds."""
+    p1: Floats
+    p2: Floats
+    d0: Floats
+    d1: Floats
+    d2: Floats
+    own_prefill: Floats
+    own_decode: Floats
+    prefill_samples: Floats
+    decode_samples: Floats
+    gpu_prefill: Floats
+    gpu_decode: Floats
+    queued: Floats
+    """Calls dispatched to prefill here, first token not yet seen."""
+    queued_tokens: Floats
+    queued_work_s: Floats
+    free_at_s: Floats
+    """When the queued prefills are expected to be done."""
+    running: Floats
+    """Calls that decode here."""
+    bound: Floats
+    """Calls that will decode here once their prefill is done."""
+    kv_own: Floats
+    """Context tokens of running and bound calls."""
+    remaining: Floats
+    """Output tokens that running and bound calls are predicted to put out still."""
+    kv_offset: Floats
+    """KV tokens by the last report - kv_own at that time."""
+    foreign: Floats
+    """Calls that the last report shows beyond our own."""
+    foreign_wait_s: Floats
+    reported_at_s: Floats
+    preempted: Floats
+    cache_tokens: Floats
+    """Tokens of prefixes the index holds for the instance."""
+    trust: Floats
+    """Reported ÷ expected cached tokens, EMA, at most 1."""
+    box_q: Floats
+    """GoodServe's black box: queue wait in seconds, prefill and decode seconds per token, EMA."""
+    box_p: Floats
+    box_d: Floats
+    is_open: Bools
+    """Takes new work: neither draining nor lost."""
+    can_prefill: Bools
+    can_decode: Bools
+    can_replay: Bools
+
+    def __init__(self, model: str, config: EstimateConfig) -> None:
+        self.model = model
+        self.config = config
+        self.prefixes = PrefixIndex()
+        self.specs: dict[str, InstanceSpec] = {}
+        self.ids: tuple[str, ...] = ()
+        self.row: dict[str, int] = {}
+        self.residents: dict[str, dict[str, None]] = {}
+        """Calls per instance (on either leg), in the order they came."""
+        self.reports: dict[str, InstanceReported] = {}
+        self.mean_prompt_tokens = 1024.0
+        self.last_placed: str | None = None
+        """Where the last call went: whose turn comes next."""
+        self.has_links = False
+        """Whether any two instances can hand KV to each other."""
+        self._bits: dict[str, int] = {}
+        self.bits = np.zeros(0, dtype=np.intp)
+        self.gpu_code = np.zeros(0, dtype=np.intp)
+        for name in _FLOATS:
+            setattr(self, name, np.zeros(0))
+        for name in _BOOLS:
+            setattr(self, name, np.zeros(0, dtype=bool))
+
+    # Membership
+
+    def join(self, spec: InstanceSpec, profile: GpuProfile) -> None:
+        """Add an instance; it must not be in the pool."""
+        mates = [self.row[other] for other in self.ids if self.specs[other].gpu == spec.gpu]
+        shared = (float(self.gpu_prefill[mates[0]]), float(self.gpu_decode[mates[0]])) if mates else (1.0, 1.0)
+        self.specs[spec.instance_id] = spec
+        self.residents[spec.instance_id] = {}
+        self._bits[spec.instance_id] = self.prefixes.add_instance(spec.instance_id, float(spec.kv_capacity_tokens))
+        row = bisect_left(self.ids, spec.instance_id)
+        self._resize(lambda values: np.insert(values, row, 0))
+        self._index(tuple(sorted(self.specs)))
+        for name, value in _facts(spec, profile, shared).items():
+            getattr(self, name)[row] = value
+        self._apply_corrections()
+        self.has_links = int(np.count_nonzero(self.link)) > 1
+
+    def leave(self, instance_id: str) -> None:
+        """Remove an instance and all that was known of it."""
+        row = self.row[instance_id]
+        self.prefixes.drop_instance(instance_id)
+        for table in (self.specs, self.residents, self._bits):
+            del table[instance_id]
+        self.reports.pop(instance_id, None)
+        self._resize(lambda values: np.delete(values, row))
+        self._index(tuple(sorted(self.specs)))
+        self.has_links = int(np.count_nonzero(self.link)) > 1
+
+    def _resize(self, change: Callable[[NDArray[np.generic]], NDArray[np.generic]]) -> None:
+        for name in (*_FLOATS, *_BOOLS):
+            setattr(self, name, change(getattr(self, name)))
+
+    def _index(self, ids: tuple[str, ...]) -> None:
+        self.ids = ids
+        self.row = {name: i for i, name in enumerate(ids)}
+        self.bits = np.array([self._bits[name] for name in ids], dtype=np.intp)
+        gpus = sorted({spec.gpu for spec in self.specs.values()})
+        self.gpu_code = np.array([gpus.index(self.specs[name].gpu) for name in ids], dtype=np.intp)
+
+    # Load
+
+    def queue(self, row: int, tokens: float, work_s: float, now_s: float) -> None:
+        """A call was sent to prefill `tokens` new tokens, `work_s` of work."""
+        self.queued[row] += 1.0
+        self.queued_tokens[row] += tokens
+        self.queued_work_s[row] += work_s
+        self.free_at_s[row] = max(float(self.free_at_s[row]), now_s) + work_s
+
+    def unqueue(self, row: int, tokens: float, work_s: float, now_s: float) -> None:
+        """That prefill is done or given up; what is still queued cannot take longer than its own work."""
+        self.queued[row] -= 1.0
+        if self.queued[row] <= 0.0:
+            self.queued[row] = self.queued_tokens[row] = self.queued_work_s[row] = 0.0
+        else:
+            self.queued_tokens[row] = max(float(self.queued_tokens[row]) - tokens, 0.0)
+            self.queued_work_s[row] = max(float(self.queued_work_s[row]) - work_s, 0.0)
+        self.free_at_s[row] = min(float(self.free_at_s[row]), now_s + float(self.queued_work_s[row]))
+
+    def bind(self, row: int, tokens: float, remaining: float) -> None:
+        """A call will decode here: its KV fills `tokens`, and `remaining` are still to come."""
+        self.bound[row] += 1.0
+        self.kv_own[row] += tokens
+        self.remaining[row] += remaining
+
+    def start(self, row: int) -> None:
+        """A bound call began to decode."""
+        self.bound[row] -= 1.0
+        self.running[row] += 1.0
+
+    def grow(self, row: int, tokens: float, remaining_change: float) -> None:
+        """A call put out `tokens`; what it still has to put out changed."""
+        self.kv_own[row] += tokens
+        self.remaining[row] += remaining_change
+
+    def unbind(self, row: int, tokens: float, remaining: float, *, is_running: bool) -> None:
+        """A call left its decode instance; sums are exact zero again when the last one left (no float drift)."""
+        (self.running if is_running else self.bound)[row] -= 1.0
+        if self.running[row] + self.bound[row] <= 0.0:
+            self.kv_own[row] = self.remaining[row] = 0.0
+        else:
+            self.kv_own[row] -= tokens
+            self.remaining[row] = max(float(self.remaining[row]) - remaining, 0.0)
+
+    # What others say and what was seen
+
+    def report(self, event: InstanceReported, own_before: int, now_s: float) -> None:
+        """Take in a worker's report; `own_before` of our calls had been sent there when it was measured."""
+        row = self.row[event.instance_id]
+        self.reports[event.instance_id] = event
+        self.reported_at_s[row] = min(event.measured_at_s, now_s)
+        if event.running is not None:
+            self.foreign[row] = max(event.running + (event.waiting or 0) - own_before, 0)
+        if event.waiting is not None:
+            waiting = min(max(event.waiting - float(self.queued[row]), 0.0), float(self.foreign[row]))
+            self.foreign_wait_s[row] = waiting * self.mean_prompt_tokens * float(self.p1[row])
+        if event.kv_usage is not None:
+            self.kv_offset[row] = event.kv_usage * float(self.kv_capacity[row]) - float(self.kv_own[row])
+        if event.preemptions is not None:
+            self.preempted[row] += self.config.instance_alpha * (event.preemptions - float(self.preempted[row]))
+
+    def kv_used(self, now_s: float) -> Floats:
+        """Estimated KV tokens in use: our own calls, plus the last report's difference while it is fresh."""
+        fresh = (now_s - self.reported_at_s) <= self.config.stale_after_s
+        return np.maximum(self.kv_own + self.kv_offset * fresh, 0.0)
+
+    def profile_prefill_s(self, row: int, fresh_tokens: float, cached_tokens: float) -> float:
+        """What the GPU profile says, uncorrected, of a prefill on this instance when it runs alone."""
+        quadratic = fresh_tokens * (fresh_tokens + 2.0 * cached_tokens)
+        base = float(self.base_p0[row]) * max(np.ceil(fresh_tokens / float(self.max_batched[row])), 1.0)
+        return float(base + self.base_p1[row] * fresh_tokens + self.base_p2[row] * quadratic)
+
+    def profile_step_s(self, row: int) -> float:
+        """What the GPU profile says, uncorrected, of a decode step with what is believed to run there."""
+        batch = self.running[row] + self.foreign[row]
+        return float(self.base_d0[row] + self.base_d1[row] * batch + self.base_d2[row] * self.kv_own[row])
+
+    def step_s(self, row: int) -> float:
+        """Predicted seconds of a decode step, corrected by what was observed."""
+        batch = self.running[row] + self.foreign[row]
+        return float(self.d0[row] + self.d1[row] * batch + self.d2[row] * self.kv_own[row])
+
+    def observe_prefill(self, row: int, observed_s: float, profile_s: float) -> None:
+        """Learn from a prefill that did not have to queue."""
+        self._learn(self.own_prefill, self.prefill_samples, self.gpu_prefill, row, observed_s / profile_s)
+
+    def observe_decode(self, row: int, observed_s: float, profile_s: float) -> None:
+        """Learn from a window of one call's decode steps."""
+        self._learn(self.own_decode, self.decode_samples, self.gpu_decode, row, observed_s / profile_s)
+
+    def observe_cached(self, row: int, expected_tokens: float, cached_tokens: float) -> None:
+        """Learn how far the prefix index may be trusted on this instance."""
+        self.prefixes.correct(self.ids[row], expected_tokens, cached_tokens)
+        if expected_tokens > 0.0:
+            ratio = min(cached_tokens / expected_tokens, 1.0)
+            self.trust[row] += self.config.instance_alpha * (ratio - float(self.trust[row]))
+
+    def observe_black_box(self, name: str, row: int, value: float) -> None:
+        """Smooth one of GoodServe's `box_q`, `box_p`, `box_d`."""
+        values: Floats = getattr(self, name)
+        values[row] += self.config.black_box_alpha * (value - float(values[row]))
+
+    def _learn(self, own: Floats, samples: Floats, shared: Floats, row: int, ratio: float) -> None:
+        bounded = min(max(ratio, self.config.min_correction), self.config.max_correction)
+        # The first samples count fully: an EMA that starts at 1 would hide a straggler for many calls.
+        weight = max(self.config.instance_alpha, 1.0 / (float(samples[row]) + 1.0))
+        own[row] += weight * (bounded - float(own[row]))
+        samples[row] += 1.0
+        mates = self.gpu_code == self.gpu_code[row]
+        shared[mates] += self.config.gpu_alpha * (bounded - float(shared[row]))
+        self._apply_corrections()
+
+    def _apply_corrections(self) -> None:
+        prefill, decode = self.corrections()
+        for name, correction in (("p", prefill), ("d", decode)):
+            for degree in "012":
+                np.multiply(getattr(self, f"base_{name}{degree}"), correction, out=getattr(self, name + degree))
+
+    def corrections(self) -> tuple[Floats, Floats]:
+        """Observed ÷ predicted times of prefill and decode, per instance, as they are applied."""
+        k = self.config.gpu_samples
+        weights = (self.prefill_samples + k, self.decode_samples + k)
+        floor = 1e-9  # k = 0 and no samples: nothing is known, the shared ratio stands
+        prefill = (self.own_prefill * self.prefill_samples + (k + floor) * self.gpu_prefill) / (weights[0] + floor)
+        decode = (self.own_decode * self.decode_samples + (k + floor) * self.gpu_decode) / (weights[1] + floor)
+        return prefill, decode
+
+
+def _facts(spec: InstanceSpec, profile: GpuProfile, shared: tuple[float, float]) -> dict[str, float | bool]:
+    scale = profile.calibration / spec.speed
+    decode_per_sequence = scale * profile.decode_per_sequence_s + profile.overhead_per_sequence_s / spec.speed
+    return {
+        "kv_capacity": float(spec.kv_capacity_tokens),
+        "max_seqs": float(spec.max_num_seqs),
+        "max_batched": float(spec.max_batched_tokens),
+        "kv_bytes": float(spec.kv_bytes_per_token),
+        "link": spec.kv_link_bytes_per_s or 0.0,
+        "capability": profile.capability * spec.speed,
+        "base_p0": scale * profile.prefill_base_s,
+        "base_p1": scale * profile.prefill_per_token_s,
+        "base_p2": scale * profile.prefill_per_token2_s,
+        "base_d0": scale * profile.decode_base_s,
+        "base_d1": decode_per_sequence,
+        "base_d2": scale * profile.decode_per_context_token_s,
+        "own_prefill": 1.0,
+        "own_decode": 1.0,
+        "gpu_prefill": shared[0],
+        "gpu_decode": shared[1],
+        "reported_at_s": -1e18,
+        "trust": 1.0,
+        "box_p": scale * profile.prefill_per_token_s,
+        "box_d": scale * profile.decode_base_s + decode_per_sequence,
+        "is_open": True,
+        "can_prefill": spec.role is not Role.DECODE,
+        "can_decode": spec.role is not Role.PREFILL,
+        "can_replay": spec.supports_replay,
+    }

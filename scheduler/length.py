@@ -1,0 +1,127 @@
+"""How many tokens will this call put out? Online quantiles per workflow node, sharpened while the call streams.
+
+Lengths fall into log buckets (four per doubling) of exponentially decayed counts. The distribution of a key is smoothed
+by its parents: p(key) = (counts + k·p(parent)) / (n + k), along workflow node and size class → node → model →
+log-normal prior, with k = `backoff_samples`. While a call streams, its distribution is conditioned on what is known:
+P(L ≤ x | L > emitted) = (F(x) - F(emitted)) / (1 - F(emitted)).
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from math import erf, floor, log, log2, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.config import LengthConfig
+from scheduler.decisions import LengthForecast
+
+PER_DOUBLING = 4
+BUCKETS = 72
+"""Up to 2^18 output tokens."""
+_TAIL = 1e-6
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthDistribution:
+    """An immutable distribution of output lengths; `cdf[i]` is P(L < 2^(i/4)), `cdf[0]` = 0."""
+
+    cdf: tuple[float, ...]
+    source: str
+
+    def below(self, tokens: float) -> float:
+        """P(L ≤ tokens)."""
+        if tokens < 1.0:
+            return 0.0
+        position = PER_DOUBLING * log2(tokens)
+        bucket = floor(position)
+        if bucket >= BUCKETS:
+            return 1.0
+        left = self.cdf[bucket]
+        return left + (position - bucket) * (self.cdf[bucket + 1] - left)
+
+    def quantile(self, share: float, emitted: int = 0) -> float:
+        """The length that L, known to exceed `emitted` tokens, stays below with probability `share`."""
+        known = self.below(emitted)
+        if 1.0 - known < _TAIL:
+            return emitted * (1.0 + 0.5 * share) + 1.0
+        level = known + (1.0 - known) * share
+        bucket = max(bisect_left(self.cdf, level, 1, BUCKETS), 1) - 1
+        left, right = self.cdf[bucket], self.cdf[bucket + 1]
+        inside = (level - left) / (right - left) if right > left else 0.0
+        length: float = 2.0 ** ((bucket + inside) / PER_DOUBLING)
+        return max(length, emitted + 1.0)
+
+    def forecast(self, max_tokens: int | None, emitted: int = 0) -> LengthForecast:
+        """Quantiles of the whole length, given `emitted` tokens so far and the call's own limit."""
+        limit = float("inf") if max_tokens is None else float(max(max_tokens, emitted + 1))
+        p10, p50, p90 = (min(self.quantile(share, emitted), limit) for share in (0.1, 0.5, 0.9))
+        return LengthForecast(p10_tokens=p10, p50_tokens=p50, p90_tokens=p90, source=self.source)
+
+
+@dataclass(slots=True)
+class _Histogram:
+    counts: NDArray[np.float64]
+    total: float = 0.0
+
+
+class LengthModel:
+    """Learns lengths of ended calls and predicts those of new ones; bounded by `max_keys` histograms."""
+
+    def __init__(self, config: LengthConfig) -> None:
+        self._config = config
+        self._keep = 0.5 ** (1.0 / config.half_life_samples)
+        self._prior = _lognormal(config.prior_median_tokens, config.prior_sigma)
+        self._histograms: dict[Key, _Histogram] = {}
+        self._cache: dict[Key, LengthDistribution] = {}
+
+    def distribution(self, workflow: str, node: str, model: str, prompt_tokens: int) -> LengthDistribution:
+        """What is known of the output length of such calls."""
+        keys = _keys(workflow, node, model, prompt_tokens)
+        found = self._cache.get(keys[-1])
+        if found is None:
+            if len(self._cache) >= self._config.max_keys:
+                self._cache.clear()
+            found = self._cache[keys[-1]] = self._smooth(keys)
+        return found
+
+    def observe(self, workflow: str, node: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Learn from one ended call."""
+        bucket = min(floor(PER_DOUBLING * log2(max(output_tokens, 1))), BUCKETS - 1)
+        for key in _keys(workflow, node, model, prompt_tokens):
+            histogram = self._histograms.pop(key, None) or _Histogram(np.zeros(BUCKETS))
+            self._histograms[key] = histogram
+            histogram.counts *= self._keep
+            histogram.counts[bucket] += 1.0
+            histogram.total = histogram.total * self._keep + 1.0
+        while len(self._histograms) > self._config.max_keys:
+            del self._histograms[next(iter(self._histograms))]
+        self._cache.clear()
+
+    def _smooth(self, keys: tuple[Key, ...]) -> LengthDistribution:
+        shares, source = self._prior, "cold start"
+        strength = self._config.backoff_samples
+        for key in keys:
+            histogram = self._histograms.get(key)
+            if histogram is not None:
+                shares = (histogram.counts + strength * shares) / (histogram.total + strength)
+                source = f"{key[0]}, {histogram.total:.0f} calls"
+        cdf = np.concatenate(([0.0], np.cumsum(shares)))
+        return LengthDistribution(cdf=tuple((cdf / cdf[-1]).tolist()), source=source)
+
+
+def _keys(workflow: str, node: str, model: str, prompt_tokens: int) -> tuple[Key, ...]:
+    """From the widest to the narrowest; a size class spans a factor of four in prompt tokens."""
+    size = str(prompt_tokens.bit_length() // 2)
+    return ("model", model), ("node", node), ("workflow node", workflow, node, model, size)
+
+
+def _lognormal(median: float, sigma: float) -> NDArray[np.float64]:
+    edges = [(i / PER_DOUBLING * log(2.0) - log(median)) / (sigma * sqrt(2.0)) for i in range(BUCKETS + 1)]
+    cdf = np.array([0.5 * (1.0 + erf(edge)) for edge in edges])
+    cdf[0] = 0.0
+    shares: NDArray[np.float64] = np.diff(cdf)
+    shares /= shares.sum()
+    return shares

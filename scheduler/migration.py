@@ -1,0 +1,196 @@
+"""Is it worth to move this running call, and where to? Gain against cost, with hysteresis and caps.
+
+A move replays tokens: the target prefills prompt and output so far, less what its prefix cache holds.
+
+    stay = remaining · step at the source          go = queue + seat + prefill + decode at the target
+    gain = stay - go                               cost = queue + seat + prefill
+
+It pays when gain ≥ max(min_gain_s, min_gain_share · stay), gain exceeds the delay caused to the target's residents, and
+the chance to meet the latest deadline grows by min_chance_gain. Off a draining instance it pays when the call would
+stay longer than drain_patience_s. Either way the target needs room in its KV cache for all that is still to come.
+"""
+
+from scheduler.call import Call, CallState
+from scheduler.config import MigrationConfig
+from scheduler.decisions import Candidate, Explanation, MigrationCause
+from scheduler.estimate import Bools, Floats, Pool
+from scheduler.latency import Demand, Terms, chance_to_fit, predict
+from scheduler.placement import Move, Placement, demand_of, fits, harms
+from scheduler.risk import Outlook, chance_to_stay, outlook
+from scheduler.selection import argmin, best_rows
+from scheduler.state import ClusterState
+
+_KV_ROOM = 0.95
+"""Share of the target's KV cache that may be in use once the moved call has ended."""
+
+
+def may_move(call: Call, state: ClusterState, *, max_moves: int, cooldown_s: float, max_concurrent: int) -> bool:
+    """Whether the call itself, its own history and the cluster's cap allow a move now."""
+    return (
+        call.state is CallState.RUNNING
+        and call.arrived.migration_refused is None
+        and call.moves < max_moves
+        and (call.moved_s is None or state.now_s - call.moved_s >= cooldown_s)
+        and state.moving < max_concurrent
+    )
+
+
+def targets(pool: Pool, call: Call, demand: Demand, kv_used: Floats) -> Bools:
+    """Instances on which the call could go on: open, decoding, replaying, with KV room, and not where it is."""
+    need = demand.context_tokens + demand.output_tokens
+    allowed = fits(pool, demand) & pool.can_decode & pool.can_replay & (kv_used + need <= _KV_ROOM * pool.kv_capacity)
+    if call.seat is not None and call.seat.decode in pool.row:
+        allowed[pool.row[call.seat.decode]] = False
+    return allowed
+
+
+def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: float) -> Move | None:
+    """Move a late call if that pays in time and in chance; None: it stays."""
+    limits = state.config.migration
+    pool = state.pool_of(call)
+    seen = outlook(call, pool, now_s)
+    deadline_s = call.latest_deadline_s if call.latest_deadline_s is not None else call.target_deadline_s
+    if seen is None or deadline_s is None or not _limited(call, state, limits, limits.max_moves):
+        return None
+    demand = demand_of(call)
+    terms = predict(pool, demand, now_s)
+    cost_s, go_s = _go(terms)
+    stay_s = seen.finish_s - now_s
+    prefill_harm, decode_harm = harms(pool, terms, demand, state.config.agentserve)
+    harm_s = prefill_harm + decode_harm
+    gain_s = stay_s - go_s
+    sigma = state.config.speed_sigma
+    stay_chance = chance_to_stay(call, seen, deadline_s, now_s, sigma)
+    chance = chance_to_fit((deadline_s - now_s - cost_s) / terms.step_s, demand, sigma)
+    pays = targets(pool, call, demand, terms.kv_used)
+    pays &= (gain_s >= max(limits.min_gain_s, limits.min_gain_share * stay_s)) & (gain_s > harm_s)
+    pays &= chance >= stay_chance + limits.min_chance_gain
+    row = argmin(go_s + harm_s, pays)
+    if row is None:
+        return None
+    rule = f"late: moving raises the chance of the deadline from {stay_chance:.2f} to {float(chance[row]):.2f}"
+    return _move(call, state, policy, priority, MigrationCause.LATE, rule, row, terms, pays, seen, now_s)
+
+
+def evacuate(call: Call, state: ClusterState, policy: str, priority: int, now_s: float) -> Move | None:
+    """Move a call off a draining instance if it would stay there long; drains do not count against its cap."""
+    limits = state.config.migration
+    pool = state.pool_of(call)
+    seen = outlook(call, pool, now_s)
+    if seen is None or not _limited(call, state, limits, call.moves + 1):
+        return None
+    stay_s = seen.finish_s - now_s
+    if stay_s <= limits.drain_patience_s:
+        return None
+    demand = demand_of(call)
+    terms = predict(pool, demand, now_s)
+    cost_s, go_s = _go(terms)
+    prefill_harm, decode_harm = harms(pool, terms, demand, state.config.agentserve)
+    pays = targets(pool, call, demand, terms.kv_used) & (cost_s < stay_s)
+    row = argmin(go_s + prefill_harm + decode_harm, pays)
+    if row is None:
+        return None
+    rule = f"drain: {stay_s:.2f} s left on a draining instance, {limits.drain_patience_s:.2f} s tolerated"
+    return _move(call, state, policy, priority, MigrationCause.DRAIN, rule, row, terms, pays, seen, now_s)
+
+
+def _limited(call: Call, state: ClusterState, limits: MigrationConfig, max_moves: int) -> bool:
+    return may_move(
+        call, state, max_moves=max_moves, cooldown_s=limits.cooldown_s, max_concurrent=limits.max_concurrent
+    )
+
+
+def _go(terms: Terms) -> tuple[Floats, Floats]:
+    cost_s = terms.queue_s + terms.seat_s + terms.prefill_s
+    return cost_s, cost_s + terms.decode_s
+
+
+def _move(
+    call: Call,
+    state: ClusterState,
+    policy: str,
+    priority: int,
+    cause: MigrationCause,
+    rule: str,
+    row: int,
+    terms: Terms,
+    pays: Bools,
+    seen: Outlook,
+    now_s: float,
+) -> Move:
+    """The answer, with the target first among the candidates, then staying, then the best other targets."""
+    pool, demand = state.pool_of(call), demand_of(call)
+    cost_s, go_s = _go(terms)
+    rows = [other for other in best_rows(go_s, pays, state.config.explained_candidates) if other != row]
+    told = [target_candidate(call, pool, terms, row, "chosen", now_s), staying_candidate(call, seen)]
+    told += [
+        target_candidate(call, pool, terms, other, f"ends {float(go_s[other] - go_s[row]):+.3f} s", now_s)
+        for other in rows
+    ]
+    reason = Explanation(
+        policy=policy,
+        rule=rule,
+        candidates=tuple(told[: state.config.explained_candidates + 1]),
+        candidates_total=int(pays.sum()) + 1,
+        length=demand.length,
+        target_deadline_s=call.target_deadline_s,
+        latest_deadline_s=call.latest_deadline_s,
+    )
+    return Move(
+        placement=target_placement(pool, terms, row, priority, reason),
+        cause=cause,
+        gain_s=seen.finish_s - now_s - float(go_s[row]),
+        cost_s=float(cost_s[row]),
+    )
+
+
+def target_placement(pool: Pool, terms: Terms, row: int, priority: int, reason: Explanation) -> Placement:
+    """The move's target as a placement (prefill by replay and decode on one instance)."""
+    name = pool.ids[row]
+    return Placement(
+        prefill=name,
+        decode=name,
+        priority=priority if pool.specs[name].supports_priority else 0,
+        cached_tokens=float(terms.cached[row]),
+        queue_s=float(terms.queue_s[row] + terms.seat_s[row]),
+        prefill_s=float(terms.prefill_s[row]),
+        transfer_s=0.0,
+        decode_s=float(terms.decode_s[row]),
+        reason=reason,
+    )
+
+
+def target_candidate(call: Call, pool: Pool, terms: Terms, row: int, verdict: str, now_s: float) -> Candidate:
+    """One possible target as decision data."""
+    queue_s, prefill_s = float(terms.queue_s[row] + terms.seat_s[row]), float(terms.prefill_s[row])
+    finish_s = now_s + queue_s + prefill_s + float(terms.decode_s[row])
+    return Candidate(
+        prefill_instance=pool.ids[row],
+        decode_instance=pool.ids[row],
+        predicted_queue_s=queue_s,
+        predicted_prefill_s=prefill_s,
+        predicted_transfer_s=0.0,
+        predicted_decode_s=float(terms.decode_s[row]),
+        predicted_finish_s=finish_s,
+        slack_s=None if call.target_deadline_s is None else call.target_deadline_s - finish_s,
+        cached_tokens=int(terms.cached[row]),
+        verdict=verdict,
+    )
+
+
+def staying_candidate(call: Call, seen: Outlook) -> Candidate:
+    """Going on where the call is, as decision data."""
+    assert call.seat is not None  # noqa: S101  # an outlook exists only for a seated call
+    slack_s = None if call.target_deadline_s is None else call.target_deadline_s - seen.finish_s
+    return Candidate(
+        prefill_instance=call.seat.prefill,
+        decode_instance=call.seat.decode,
+        predicted_queue_s=0.0,
+        predicted_prefill_s=0.0,
+        predicted_transfer_s=0.0,
+        predicted_decode_s=seen.remaining_tokens * seen.step_s,
+        predicted_finish_s=seen.finish_s,
+        slack_s=slack_s,
+        cached_tokens=0,
+        verdict=f"staying: {seen.remaining_tokens:.0f} tokens left at {seen.step_s * 1e3:.1f} ms each",
+    )
