@@ -1,7 +1,7 @@
 """What must be done, and in which order? An agent's graph as plain data, with the checks that make it servable.
 
-A node's plain edges are all taken, in parallel; of its conditional edges a run takes one (or several, learned from what
-runs do). A fan-out edge starts its target several times at once. Sub-graphs are flattened: `outer:inner`.
+A node's plain edges are all taken, in parallel. Of its conditional edges one is taken, or all with one label (what runs
+really do is learned). A fan-out edge starts its target several times at once. Sub-graphs are flattened: `outer:inner`.
 """
 
 import hashlib
@@ -33,7 +33,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """`target` may follow `source`: always, or (conditional) by choice; `fan_out`: several times at once."""
+    """`target` may follow `source`: always, or (conditional) by choice; `fan_out`: several times at once.
+
+    `label` names the choice; conditional edges of one source with the same label are taken together.
+    """
 
     source: str
     target: str
@@ -60,8 +63,9 @@ class Workflow:
     def fingerprint(self) -> str:
         """Sixteen hex digits that are equal for equal shapes, whatever the order and the name of the workflow."""
         nodes = sorted((node.name, str(node.kind)) for node in self.nodes)
-        edges = sorted({(edge.source, edge.target, edge.conditional, edge.fan_out) for edge in self.edges})
-        return hashlib.sha256(json.dumps([nodes, edges]).encode()).hexdigest()[:16]
+        outcomes = sorted((source, sorted(map(sorted, found))) for source, found in self.outcomes.items() if found)
+        fans = sorted({(edge.source, edge.target) for edge in self.edges if edge.fan_out})
+        return hashlib.sha256(json.dumps([nodes, outcomes, fans]).encode()).hexdigest()[:16]
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:
@@ -142,7 +146,7 @@ class Workflow:
 
     @cached_property
     def outcomes(self) -> Mapping[str, tuple[tuple[str, ...], ...]]:
-        """For START and each node, the sets of targets that may follow it: all plain ones and one conditional one."""
+        """For START and each node, the sets of targets that may follow it: all plain ones and those of one choice."""
         return {source: _outcomes(edges) for source, edges in self.edges_from.items()}
 
 
@@ -184,12 +188,21 @@ def single_step(name: str = "single") -> Workflow:
     return Workflow(name, (Node("call"),), (Edge(START, "call"), Edge("call", END)))
 
 
+def unknown_shape(name: str) -> Workflow:
+    """A workflow nobody registered: no nodes, not valid to register; forecasts learn its shape from its runs."""
+    return Workflow(name, (), ())
+
+
 def _outcomes(edges: Sequence[Edge]) -> tuple[tuple[str, ...], ...]:
     always = dict.fromkeys(edge.target for edge in edges if not edge.conditional)
-    chosen = dict.fromkeys(edge.target for edge in edges if edge.conditional)
-    if not chosen:
-        return (tuple(always),) if always else ()
-    return tuple(dict.fromkeys(tuple(sorted({*always, target})) for target in chosen))
+    choices: dict[tuple[str, str], set[str]] = {}
+    for edge in edges:
+        if edge.conditional:
+            choice = ("target", edge.target) if edge.label is None else ("label", edge.label)
+            choices.setdefault(choice, set()).add(edge.target)
+    if not choices:
+        return (tuple(sorted(always)),) if always else ()
+    return tuple(dict.fromkeys(tuple(sorted({*always, *targets})) for targets in choices.values()))
 
 
 def _names(targets: str | Sequence[str]) -> Sequence[str]:

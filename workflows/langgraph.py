@@ -1,4 +1,4 @@
-"""What does a compiled LangGraph graph say? Its nodes, edges, branches, loops, fan-outs and sub-graphs as a Workflow."""
+"""What does a compiled LangGraph graph say? Its nodes, branches, loops, fan-outs and sub-graphs as a Workflow."""
 
 from typing import Any
 

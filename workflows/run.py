@@ -161,7 +161,7 @@ def new_run(
 ) -> Run:
     """A run that was submitted at `submitted_s`, with an SLO in seconds, or an absolute deadline, or neither.
 
-    Raises InvalidSlo if the SLO is not positive and finite, the deadline is not after the submission, or both are given.
+    Raises InvalidSlo if the SLO is not positive and finite, the deadline is not after the submission, or both are told.
     """
     if slo_s is not None and deadline_s is not None:
         raise InvalidSlo(f"run {run_id!r}: give an SLO or a deadline, not both")
