@@ -1,0 +1,1 @@
+"""Workloads, replay, simulation and reports: where the scheduler is measured."""

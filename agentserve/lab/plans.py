@@ -1,0 +1,177 @@
+"""What is to be sent? Runs, their calls and the order of these, as a trace tells it, with nothing of how it will go."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agentserve.errors import BadInput
+from scheduler.profiles import GpuProfile, load_profile
+from workflows.graph import Workflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """One LLM call of a run. `tool_gap_s` is what `tool_node` takes between the end of the last parent and this call.
+
+    `blocks` are ranges (first id, count) of the prompt's blocks in order, `block_tokens` long each; equal ids in one
+    `block_space` are equal text. They fill the prompt from its start, what they leave is text of its own.
+    `shared_prefix_tokens` is the part of the prompt that an earlier call of the session already had. `prompt_text` is
+    the recorded prompt where the trace has one; it then stands for the blocks.
+    """
+
+    step_id: str
+    node: str
+    prompt_tokens: int
+    output_tokens: int
+    parents: tuple[str, ...] = ()
+    tool_gap_s: float = 0.0
+    tool_node: str = "tools"
+    shared_prefix_tokens: int = 0
+    blocks: tuple[tuple[int, int], ...] = ()
+    block_tokens: float = 64.0
+    block_space: str = ""
+    prompt_text: str | None = None
+
+    def block_ids(self) -> Iterator[int]:
+        """The prompt's block ids in order."""
+        for first, count in self.blocks:
+            yield from range(first, first + count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """One run: when it comes (seconds from the start of the workload) and its calls, parents before children."""
+
+    run_id: str
+    workflow: str
+    arrival_s: float
+    session_id: str
+    steps: tuple[StepPlan, ...]
+
+    @property
+    def output_tokens(self) -> int:
+        """Of all its calls."""
+        return sum(step.output_tokens for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Runs in order of arrival, the graphs they follow by name, and in words what was done to the trace."""
+
+    source: str
+    plans: tuple[RunPlan, ...]
+    workflows: Mapping[str, Workflow] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class SloRule(Protocol):
+    """Gives each run its SLO, in the trace's uncompressed seconds."""
+
+    def slo_s(self, plan: RunPlan) -> float:
+        """Seconds from submission to deadline."""
+        ...
+
+    def describe(self) -> str:
+        """The rule in words."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSlo:
+    """The same SLO for every run."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise BadInput(f"an SLO must be a positive number of seconds, not {self.seconds}")
+
+    def slo_s(self, plan: RunPlan) -> float:
+        """Seconds from submission to deadline."""
+        return self.seconds
+
+    def describe(self) -> str:
+        """The rule in words."""
+        return f"{self.seconds:g} s for every run"
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledSlo:
+    """A multiple, alpha, of the run's solo time on a reference GPU: the SLO scale of the serving literature."""
+
+    alpha: float
+    reference: GpuProfile
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise BadInput(f"the SLO scale must be positive, not {self.alpha}")
+
+    @classmethod
+    def of(cls, alpha: float, gpu: str, model: str) -> "ScaledSlo":
+        """By the names of a GPU type and a model with a profile; UnknownProfile names the known ones."""
+        return cls(alpha, load_profile(gpu, model))
+
+    def slo_s(self, plan: RunPlan) -> float:
+        """Seconds from submission to deadline."""
+        return self.alpha * solo_s(plan, self.reference)
+
+    def describe(self) -> str:
+        """The rule in words."""
+        return f"{self.alpha:g} x the run's solo time on one {self.reference.gpu}, tool times included"
+
+
+def call_solo_s(step: StepPlan, profile: GpuProfile) -> float:
+    """Seconds that a call takes alone on an instance whose cache holds its shared prefix.
+
+    The prefill gives the first token, each further one takes a decode step over the context so far.
+    """
+    cached = min(step.shared_prefix_tokens, step.prompt_tokens - 1)
+    prefill_s = profile.prefill_s(step.prompt_tokens - cached, cached)
+    further = max(0, step.output_tokens - 1)
+    return prefill_s + further * profile.decode_step_s(1, step.prompt_tokens + (further + 1) / 2)
+
+
+def solo_s(plan: RunPlan, profile: GpuProfile) -> float:
+    """Seconds that a run takes with nothing else running: the longest path of tool times and lone calls."""
+    ends_s: dict[str, float] = {}
+    for step in plan.steps:
+        ready_s = max((ends_s[parent] for parent in step.parents), default=0.0)
+        ends_s[step.step_id] = ready_s + step.tool_gap_s + call_solo_s(step, profile)
+    return max(ends_s.values(), default=0.0)
+
+
+def shared_prefix(before: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> int:
+    """How many leading blocks two prompts have in common."""
+    return sum(count for _, count in _common(before, blocks))
+
+
+def cut_blocks(blocks: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int, int], ...]:
+    """The first `count` blocks."""
+    kept = []
+    for first, length in blocks:
+        if count <= 0:
+            break
+        kept.append((first, min(length, count)))
+        count -= length
+    return tuple(kept)
+
+
+def join_blocks(blocks: Sequence[tuple[int, int]], more: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """One list of ranges after the other, neighbours merged."""
+    joined: list[tuple[int, int]] = []
+    for first, count in (*blocks, *more):
+        if joined and sum(joined[-1]) == first:
+            joined[-1] = (joined[-1][0], joined[-1][1] + count)
+        else:
+            joined.append((first, count))
+    return tuple(joined)
+
+
+def _common(before: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    left, right = list(before), list(blocks)
+    i = j = 0
+    while i < len(left) and j < len(right) and left[i][0] == right[j][0]:
+        same = min(left[i][1], right[j][1])
+        yield left[i][0], same
+        left[i], right[j] = (left[i][0] + same, left[i][1] - same), (right[j][0] + same, right[j][1] - same)
+        i, j = i + (left[i][1] == 0), j + (right[j][1] == 0)
