@@ -1,0 +1,130 @@
+"""Which routes does the gateway have, and what do they share? The ASGI application, with every part handed in."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, ExceptionHandler
+
+from agentserve.errors import AgentServeError
+from agentserve.gateway.completions import Completions
+from agentserve.gateway.errors import error_object, json_response, on_defect, on_http_error, on_known_error
+from agentserve.gateway.rest import RestRoutes
+from agentserve.gateway.runs import RunService
+from agentserve.journal import RunEvent
+from agentserve.orchestrator import Orchestrator
+from agentserve.orchestrator.request import CHAT, COMPLETIONS
+from agentserve.settings import Settings
+from agentserve.tracker.store import Store
+from scheduler.errors import SchedulerError
+from workflows.errors import WorkflowError
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Check = Callable[[], Awaitable[None]]
+
+
+def create_app(
+    settings: Settings,
+    *,
+    store: Store,
+    orchestrator: Orchestrator,
+    render_metrics: Callable[[], bytes] | None = None,
+    restore: Callable[[Sequence[RunEvent]], None] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Starlette:
+    """The application; its lifespan enters `orchestrator` and runs what runs in the background.
+
+    `restore`: told the journal of runs that another gateway process began. `store` and the sinks stay the caller's to
+    close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator.
+    """
+    runs = RunService(store, orchestrator, clock=clock, restore=restore)
+    completions = Completions(orchestrator, runs, settings)
+    rest = RestRoutes(orchestrator, runs, settings, clock, settings.policy)
+    probes = _Probes(store, orchestrator, render_metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with orchestrator:
+            background = asyncio.create_task(runs.run_background(), name="runs in the background")
+            try:
+                yield
+            finally:
+                background.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await background
+
+    async def complete(request: Request) -> ASGIApp:
+        return await completions(request)
+
+    app = Starlette(
+        routes=[
+            Route(CHAT, complete, methods=["POST"]),
+            Route(COMPLETIONS, complete, methods=["POST"]),
+            *rest.routes(),
+            *probes.routes(),
+        ],
+        exception_handlers=_exception_handlers(),
+        lifespan=lifespan,
+    )
+    app.state.runs = runs
+    app.state.orchestrator = orchestrator
+    return app
+
+
+class _Probes:
+    """Health, readiness and metrics."""
+
+    def __init__(self, store: Store, orchestrator: Orchestrator, render: Callable[[], bytes] | None) -> None:
+        self._store = store
+        self._orchestrator = orchestrator
+        self._render = render
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+        ]
+
+    async def healthz(self, _: Request) -> Response:
+        """The process answers."""
+        return json_response({"status": "ok"})
+
+    async def readyz(self, _: Request) -> Response:
+        """Whether a call could be served now: not stopping, the store answers, an instance is there."""
+        problem = await self._problem()
+        if problem is None:
+            return json_response({"status": "ready", "models": self._orchestrator.models()})
+        return json_response(error_object(503, f"not ready: {problem}", "not_ready"), 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """Prometheus text."""
+        return Response(self._render() if self._render is not None else b"", media_type=METRICS_TYPE)
+
+    async def _problem(self) -> str | None:
+        if not self._orchestrator.accepting:
+            return "the gateway is stopping"
+        if not self._orchestrator.models():
+            return "no instance is live"
+        try:
+            await self._store.ping()
+        except AgentServeError as error:
+            return str(error)
+        return None
+
+
+def _exception_handlers() -> Mapping[type[Exception] | int, ExceptionHandler]:
+    return {
+        AgentServeError: on_known_error,
+        WorkflowError: on_known_error,
+        SchedulerError: on_known_error,
+        HTTPException: on_http_error,
+        Exception: on_defect,
+    }
