@@ -51,7 +51,7 @@ async def _up(
 ) -> None:
     from agentserve.local.cluster import LocalCluster
     from agentserve.local.fleet import default_fleet, read_fleet
-    from workflows.catalog import SCRIPT
+    from workflows.catalog import SCRIPTS
 
     fleet = default_fleet() if fleet_file is None else read_fleet(fleet_file)
     if speed is not None:
@@ -61,7 +61,7 @@ async def _up(
         fleet,
         policy=policy,
         port=port,
-        script=script or SCRIPT,
+        script=script or SCRIPTS,
         data_dir=data,
         log_dir=logs,
         said=lambda line: console.print(f"  {line}", style="dim", highlight=False),

@@ -107,7 +107,10 @@ def replay(
     slo_scale: Annotated[float, typer.Option(help="Without --slo: this times the run's solo time", min=0.1)] = 2.0,
     arrivals: Annotated[Path | None, typer.Option(help="Take arrival times from another trace")] = None,
     rate: Annotated[float | None, typer.Option(help="Runs per second to scale the arrivals to", min=1e-6)] = None,
-    scale: Annotated[float, typer.Option(help="Multiply every token count", min=1e-4)] = 1.0,
+    prompt_scale: Annotated[float, typer.Option(help="Multiply prompt tokens", min=1e-4)] = 1.0,
+    output_scale: Annotated[float, typer.Option(help="Multiply output tokens", min=1e-4)] = 1.0,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="Leave out runs with a longer prompt", min=1)] = None,
+    max_tool_gap_s: Annotated[float | None, typer.Option(help="Cut longer tool times", min=0)] = None,
     limit: Annotated[int, typer.Option(help="At most so many runs", min=1)] = 100,
     model: Annotated[str, typer.Option(help="Model to ask for")] = "llama-3.1-8b",
     seed: Annotated[int, typer.Option(help="Seed of everything drawn")] = 0,
@@ -118,20 +121,28 @@ def replay(
     """Send a recorded load to the gateway as its clients would, and measure."""
     from agentserve.lab.replay import FixedSlo, SoloScaleSlo, replay as send
     from agentserve.lab.report import comparison_table, write_report
-    from agentserve.lab.workloads import ReadOptions, read_workload
+    from agentserve.lab.workloads import WorkloadOptions, load_workload
 
     url = gateway_url(gateway)
     policy = str(get_json(url, "/v1/cluster")["policy"])
     rule = SoloScaleSlo(slo_scale) if slo is None else FixedSlo(duration_s(slo, "--slo"))
-    workload = read_workload(
-        trace_file, ReadOptions(token_scale=scale, limit=limit, seed=seed, arrivals_from=arrivals, rate_per_s=rate)
+    options = WorkloadOptions(
+        prompt_scale=prompt_scale,
+        output_scale=output_scale,
+        max_prompt_tokens=max_prompt_tokens,
+        max_tool_gap_s=max_tool_gap_s,
+        arrivals=arrivals,
+        rate_per_s=rate,
+        limit=limit,
+        seed=seed,
     )
+    workload = load_workload(trace_file, options)
     console = Console(stderr=json)
     with progress_bar(console) as progress:
         task = progress.add_task(f"replaying {trace_file.name}", total=len(workload.plans))
         result = asyncio.run(
             send(
-                workload.plans,
+                workload,
                 url,
                 speed=speed,
                 slo=rule,

@@ -13,14 +13,14 @@ import pytest_asyncio
 from agentserve.local.cluster import LocalCluster
 from agentserve.local.fleet import default_fleet
 from tests.e2e.live import MODEL, ROOT, agentserve
-from workflows.catalog import SCRIPT
+from workflows.catalog import SCRIPTS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster() -> AsyncIterator[LocalCluster]:
-    async with LocalCluster(default_fleet(speed=10, stream_interval=4), script=SCRIPT) as running:
+    async with LocalCluster(default_fleet(speed=10, stream_interval=4), script=SCRIPTS) as running:
         yield running
 
 
