@@ -13,13 +13,14 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from agentserve import headers
 from agentserve.errors import AgentServeError, BadInput, Conflict, EngineFailed, NotFound, TooLarge, Unavailable
+from agentserve.sdk.context import active_run
 from agentserve.sdk.messages import chunk_of, message_of, to_openai
 from agentserve.sdk.origin import gateway_url
-from agentserve.sdk.transport import AsyncRunTransport, RunTransport
+from agentserve.sdk.transport import EVERY, AsyncRunTransport, RunTransport
 
 _ERRORS: Mapping[int, type[AgentServeError]] = {404: NotFound, 409: Conflict, 413: TooLarge, 502: EngineFailed}
 
@@ -27,12 +28,13 @@ _ERRORS: Mapping[int, type[AgentServeError]] = {404: NotFound, 409: Conflict, 41
 class ChatModel(BaseChatModel):
     """A model served by agentserve: `ChatModel(model="llama-3.1-8b")`.
 
-    `gateway`: base URL, by default $AGENTSERVE_GATEWAY or the local one. Temperature, stop words and limits are sent
-    only where given. Raises the errors of `agentserve.errors`: BadInput, NotFound (unknown model), Unavailable …
+    `gateway`: base URL; by default that of the run around the call, else $AGENTSERVE_GATEWAY or the local one.
+    Temperature, stop words and limits are sent only where given. Raises the errors of `agentserve.errors`: BadInput,
+    NotFound (unknown model), Unavailable …
     """
 
     model: str
-    gateway: str = Field(default_factory=gateway_url, validate_default=True)
+    gateway: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
@@ -43,23 +45,23 @@ class ChatModel(BaseChatModel):
     transport: httpx.BaseTransport | None = Field(default=None, exclude=True, repr=False)
     async_transport: httpx.AsyncBaseTransport | None = Field(default=None, exclude=True, repr=False)
 
-    model_config = {"arbitrary_types_allowed": True}
+    model_config = ConfigDict(arbitrary_types_allowed=True)
     _client: httpx.Client = PrivateAttr()
     _async_client: httpx.AsyncClient = PrivateAttr()
 
     @field_validator("gateway")
     @classmethod
-    def _is_a_url(cls, url: str) -> str:
-        return gateway_url(url)
+    def _is_a_url(cls, url: str | None) -> str | None:
+        return None if url is None else gateway_url(url)
 
     def model_post_init(self, context: Any, /) -> None:
         """Make the clients; they hold no connection between calls, so threads and event loops can share them."""
         super().model_post_init(context)
         timeout = httpx.Timeout(self.timeout_s, connect=5.0)
-        transport = RunTransport(self.gateway, inner=self.transport)
-        self._client = httpx.Client(base_url=self.gateway, transport=transport, timeout=timeout)
-        async_transport = AsyncRunTransport(self.gateway, inner=self.async_transport)
-        self._async_client = httpx.AsyncClient(base_url=self.gateway, transport=async_transport, timeout=timeout)
+        transport = RunTransport(EVERY, inner=self.transport)
+        self._client = httpx.Client(transport=transport, timeout=timeout)
+        async_transport = AsyncRunTransport(EVERY, inner=self.async_transport)
+        self._async_client = httpx.AsyncClient(transport=async_transport, timeout=timeout)
 
     @property
     def _llm_type(self) -> str:
@@ -94,8 +96,8 @@ class ChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with _translated(self.gateway):
-            return _result(self._client.post(_PATH, json=self._body(messages, stop, kwargs)))
+        with self._reached() as gateway:
+            return _result(self._client.post(gateway + _PATH, json=self._body(messages, stop, kwargs)))
 
     async def _agenerate(
         self,
@@ -104,8 +106,8 @@ class ChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with _translated(self.gateway):
-            return _result(await self._async_client.post(_PATH, json=self._body(messages, stop, kwargs)))
+        with self._reached() as gateway:
+            return _result(await self._async_client.post(gateway + _PATH, json=self._body(messages, stop, kwargs)))
 
     def _stream(
         self,
@@ -115,7 +117,7 @@ class ChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         body = {**self._body(messages, stop, kwargs), **_STREAMED}
-        with _translated(self.gateway), self._client.stream("POST", _PATH, json=body) as response:
+        with self._reached() as gateway, self._client.stream("POST", gateway + _PATH, json=body) as response:
             if not response.is_success:
                 response.read()
                 raise _refused(response)
@@ -135,8 +137,8 @@ class ChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         body = {**self._body(messages, stop, kwargs), **_STREAMED}
-        with _translated(self.gateway):
-            async with self._async_client.stream("POST", _PATH, json=body) as response:
+        with self._reached() as gateway:
+            async with self._async_client.stream("POST", gateway + _PATH, json=body) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _refused(response)
@@ -147,6 +149,20 @@ class ChatModel(BaseChatModel):
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
+
+    @contextmanager
+    def _reached(self) -> Iterator[str]:
+        """The URL of the gateway; inside, our errors for httpx's and for an answer that is not JSON."""
+        run = active_run()
+        gateway = self.gateway or (gateway_url() if run is None else run.gateway)
+        try:
+            yield gateway
+        except httpx.TimeoutException as error:
+            raise Unavailable(f"the gateway at {gateway} took too long ({type(error).__name__})") from error
+        except httpx.HTTPError as error:
+            raise Unavailable(f"cannot reach the gateway at {gateway} ({type(error).__name__})") from error
+        except orjson.JSONDecodeError as error:
+            raise EngineFailed("the gateway's answer is not JSON") from error
 
     def _body(self, messages: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
         fields = {
@@ -211,16 +227,3 @@ def _refused(response: httpx.Response) -> AgentServeError:
 def _message(answer: Any) -> str:
     error = answer.get("error") if isinstance(answer, dict) else None
     return str(error.get("message") if isinstance(error, dict) else error or "no message")[:500]
-
-
-@contextmanager
-def _translated(gateway: str) -> Iterator[None]:
-    """Our errors for httpx's and for an answer that is not JSON."""
-    try:
-        yield
-    except httpx.TimeoutException as error:
-        raise Unavailable(f"the gateway at {gateway} took too long ({type(error).__name__})") from error
-    except httpx.HTTPError as error:
-        raise Unavailable(f"cannot reach the gateway at {gateway} ({type(error).__name__})") from error
-    except orjson.JSONDecodeError as error:
-        raise EngineFailed("the gateway's answer is not JSON") from error

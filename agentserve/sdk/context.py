@@ -18,6 +18,7 @@ class ActiveRun:
 
     run_id: str
     workflow: str
+    gateway: str
     origin: Origin
     slo_s: float | None
     submitted_s: float

@@ -1,4 +1,4 @@
-"""How do LangChain messages look in OpenAI's chat format, and how does an answer look in LangChain's? Pure conversion."""
+"""How do LangChain messages look in OpenAI's chat format, and answers in LangChain's? Pure conversion."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

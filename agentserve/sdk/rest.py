@@ -6,12 +6,12 @@ from urllib.parse import quote
 
 import httpx
 import orjson
-from workflows.graph import Workflow
 
 from agentserve.errors import AgentServeError, BadInput, Conflict, NotFound, TooLarge, Unavailable
 from agentserve.sdk.origin import origin_of
 from agentserve.sdk.patience import Patience
 from agentserve.sdk.transport import plain_transport
+from workflows.graph import Workflow
 
 _ERRORS: Final[Mapping[int, type[AgentServeError]]] = {404: NotFound, 409: Conflict, 413: TooLarge}
 _LOST: Final = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException)
@@ -25,7 +25,7 @@ class GatewayClient:
     def __init__(
         self, url: str, *, transport: httpx.BaseTransport | None = None, patience: Patience | None = None
     ) -> None:
-        self._url = url
+        self.url = url
         self.origin = origin_of(url)
         self._patience = patience or Patience()
         self._seen = False
@@ -71,10 +71,10 @@ class GatewayClient:
             except _LOST as error:
                 if not wait.longer():
                     raise Unavailable(
-                        f"no gateway answers at {self._url} ({type(error).__name__}); start one with `agentserve up`"
+                        f"no gateway answers at {self.url} ({type(error).__name__}); start one with `agentserve up`"
                     ) from error
             except httpx.HTTPError as error:
-                raise Unavailable(f"cannot talk to the gateway at {self._url}: {type(error).__name__}") from error
+                raise Unavailable(f"cannot talk to the gateway at {self.url}: {type(error).__name__}") from error
             else:
                 self._seen = True
                 if response.status_code not in _AWAY or not wait.longer():

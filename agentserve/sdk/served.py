@@ -15,8 +15,6 @@ from typing import Any, Final, TypeVar
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import merge_configs
 from langgraph.graph import StateGraph
-from workflows.graph import Workflow
-from workflows.langgraph import workflow_from_graph
 
 from agentserve.errors import AgentServeError, BadInput, NotFound
 from agentserve.sdk.context import ActiveRun, active_run, running
@@ -26,6 +24,8 @@ from agentserve.sdk.rest import GatewayClient
 from agentserve.sdk.steps import StepLedger
 from agentserve.sdk.tracking import StepTracker
 from agentserve.sdk.transport import instrument
+from workflows.graph import Workflow
+from workflows.langgraph import workflow_from_graph
 from workflows.run import RunStatus
 
 _log = logging.getLogger("agentserve.sdk")
@@ -207,6 +207,7 @@ class ServedGraph(Runnable[Any, Any]):
         run = ActiveRun(
             run_id=run_id,
             workflow=self.workflow.name,
+            gateway=self._client.url,
             origin=self._client.origin,
             slo_s=slo_s,
             submitted_s=submitted_s,

@@ -10,15 +10,16 @@ inner executions are the steps. Executions inside a graph that the workflow does
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
 from workflows.graph import Workflow
-
 from workflows.run import StepKind
 
 _NAMESPACE_SEPARATOR = "|"
+_MAX_ID_CHARS = 120  # leaves room for the number of an attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ class StepLedger:
     def _path_id(self, around: _Execution | None, local: str, superstep: int, path: tuple[Any, ...]) -> str:
         prefix = "" if around is None else f"{around.path_id}/"
         place = "".join(f".{index}" for index in _indices(path))
-        path_id = f"{prefix}{quote(local, safe='')}.{superstep}{place}"
+        path_id = _short(f"{prefix}{quote(local, safe='')}.{superstep}{place}")
         attempt = self._ids[path_id] = self._ids.get(path_id, 0) + 1
         return path_id if attempt == 1 else f"{path_id}#{attempt}"
 
@@ -138,6 +139,13 @@ class StepLedger:
 
     def _leads(self, source: str, target: str) -> bool:
         return any(_within(start, source) and _within(end, target) for start, end in self._edges)
+
+
+def _short(path_id: str) -> str:
+    """The id itself, or its end behind a digest of the whole: the gateway takes at most 128 characters."""
+    if len(path_id) <= _MAX_ID_CHARS:
+        return path_id
+    return f"{sha256(path_id.encode()).hexdigest()[:16]}~{path_id[-(_MAX_ID_CHARS - 17) :]}"
 
 
 def _within(node: str, outer: str) -> bool:

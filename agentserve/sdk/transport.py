@@ -24,13 +24,17 @@ _HANDLED: Final = "agentserve"
 """Request extension: an outer transport has seen to this request already."""
 
 
+EVERY: Final = "*"
+"""Instead of a gateway's URL: all requests are for gateways."""
+
+
 class RunTransport(httpx.BaseTransport):
     """Sends through `inner`; requests to the gateway carry run and step and outlive its restart."""
 
     def __init__(
         self, gateway: str | None = None, *, inner: httpx.BaseTransport | None = None, patience: Patience | None = None
     ) -> None:
-        self._origin = origin_of(gateway_url(gateway))
+        self._origin = None if gateway == EVERY else origin_of(gateway_url(gateway))
         self._inner = inner if inner is not None else plain_transport()
         self._patience = patience or Patience()
 
@@ -54,7 +58,7 @@ class AsyncRunTransport(httpx.AsyncBaseTransport):
         inner: httpx.AsyncBaseTransport | None = None,
         patience: Patience | None = None,
     ) -> None:
-        self._origin = origin_of(gateway_url(gateway))
+        self._origin = None if gateway == EVERY else origin_of(gateway_url(gateway))
         self._inner = inner if inner is not None else httpx.AsyncHTTPTransport(verify=_tls(), limits=_ONE_SHOT)
         self._patience = patience or Patience()
 
@@ -97,7 +101,7 @@ def send(
     library: Any,
     request: Any,
     sender: Callable[[Any], Any],
-    origin: Origin,
+    origin: Origin | None,
     patience: Patience,
     *,
     outside: bool = True,
@@ -116,7 +120,7 @@ async def asend(
     library: Any,
     request: Any,
     sender: Callable[[Any], Awaitable[Any]],
-    origin: Origin,
+    origin: Origin | None,
     patience: Patience,
     *,
     outside: bool = True,
@@ -131,9 +135,11 @@ async def asend(
     return call.wrap(response, stream_types(library)[1](call, call.progress, response, sender, patience))
 
 
-def _call(library: Any, request: Any, origin: Origin, outside: bool) -> Call | None:
+def _call(library: Any, request: Any, origin: Origin | None, outside: bool) -> Call | None:
     url = request.url
-    if _HANDLED in request.extensions or not origin.covers(url.scheme, url.host, url.port):
+    if _HANDLED in request.extensions:
+        return None
+    if origin is not None and not origin.covers(url.scheme, url.host, url.port):
         return None
     if not outside and active_run() is None:
         return None
