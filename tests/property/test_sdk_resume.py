@@ -12,7 +12,9 @@ PROMPT_IDS = [1, 2, 3]
 
 
 def chunk(choice: dict[str, Any], **more: Any) -> bytes:
-    return b"data: " + orjson.dumps({"id": "cmpl-1", "model": "m", "choices": [{"index": 0, **choice}], **more}) + b"\n\n"
+    return (
+        b"data: " + orjson.dumps({"id": "cmpl-1", "model": "m", "choices": [{"index": 0, **choice}], **more}) + b"\n\n"
+    )
 
 
 def serve(pieces: list[str], body: dict[str, Any], stream_id: str) -> bytes:

@@ -83,9 +83,7 @@ def test_a_loop_gives_each_pass_its_own_steps_and_the_pass_before_as_parent() ->
     graph.add_edge("draft", "write")
     graph.add_edge("write", "review")
     graph.add_conditional_edges("review", lambda state: "write" if state["rounds"] < 2 else END, ["write", END])
-    shape = workflow(
-        (START, "draft"), ("draft", "write"), ("write", "review"), ("review", "write"), ("review", END)
-    )
+    shape = workflow((START, "draft"), ("draft", "write"), ("write", "review"), ("review", "write"), ("review", END))
     assert started(follow(graph, shape)) == {
         "draft.1": [],
         "write.2": ["draft.1"],
