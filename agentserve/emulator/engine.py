@@ -145,10 +145,12 @@ class Engine:
         budget = self._reserve_decodes(result)
         chunks: list[tuple[RunningSequence, int]] = []
         budget = self._continue_prefills(budget, chunks, result)
-        if not result.preempted:
+        if not self.running:
+            chunks.clear()
+        if not result.preempted or not self.running:
             self._admit(budget, chunks, now_s, result)
-            while not self.running and self._take_back_blocks(result):
-                self._admit(budget, chunks, now_s, result)
+        while not self.running and self._preempt_last(result):
+            self._admit(budget, chunks, now_s, result)
         self._run(chunks, now_s, result)
         return result
 
@@ -191,9 +193,7 @@ class Engine:
         if needed <= 0:
             return True
         while self.pool.free < needed:
-            victim = max(self.running, key=lambda s: s.rank)
-            self._preempt(victim, result)
-            if victim is sequence:
+            if self._preempt_last(result) is sequence:
                 return False
         self._grow(sequence, needed)
         return True
@@ -202,16 +202,26 @@ class Engine:
         sequence.blocks += self.pool.allocate(blocks)
         sequence.room += blocks * self.block_tokens
 
-    def _preempt(self, sequence: RunningSequence, result: IterationResult) -> None:
-        self.running.remove(sequence)
-        self._requeue(sequence, result)
+    def _preempt_last(self, result: IterationResult) -> RunningSequence | None:
+        """Take the blocks of the holder that is served last; it waits and recomputes. None where nobody can give any.
 
-    def _requeue(self, sequence: RunningSequence, result: IterationResult) -> None:
-        self._free(sequence)
-        sequence.phase = Phase.WAITING
-        heappush(self._waiting, (sequence.rank, sequence))
+        Requests whose remote KV has come hold blocks too, before they run.
+        """
+        holders = [*self.running, *(sequence for _, sequence in self._waiting if sequence.blocks)]
+        if not holders:
+            return None
+        victim = max(holders, key=lambda s: s.rank)
+        if victim.phase is Phase.RUNNING:
+            self.running.remove(victim)
+        else:
+            self._waiting = [entry for entry in self._waiting if entry[1] is not victim]
+            heapify(self._waiting)
+        self._free(victim)
+        victim.phase = Phase.WAITING
+        heappush(self._waiting, (victim.rank, victim))
         self.counters.preemptions += 1
-        result.preempted.append(sequence.request.request_id)
+        result.preempted.append(victim.request.request_id)
+        return victim
 
     def _free(self, sequence: RunningSequence) -> None:
         self.pool.release(sequence.blocks)
@@ -244,17 +254,6 @@ class Engine:
                 tokens = min(sequence.total - sequence.computed, budget)
                 chunks.append((sequence, tokens))
                 budget -= tokens
-
-    def _take_back_blocks(self, result: IterationResult) -> bool:
-        """Free the blocks of a request that got its KV but cannot start, so that something can; it recomputes."""
-        holders = [sequence for _, sequence in self._waiting if sequence.blocks]
-        if not holders:
-            return False
-        victim = max(holders, key=lambda s: s.rank)
-        self._waiting = [entry for entry in self._waiting if entry[1] is not victim]
-        heapify(self._waiting)
-        self._requeue(victim, result)
-        return True
 
     def _place(self, sequence: RunningSequence, budget: int) -> bool:
         """Find the cached prefix and the blocks for a first chunk of at most `budget`; False if they do not fit."""
