@@ -10,22 +10,21 @@ from typing import Final
 
 from agentserve.lab.plans import RunPlan, StepPlan
 
-WORDS: Final = tuple(
-    (
-        " the of and to in is you that it he was for on are as with his they at be this have from or one had by word "
-        "but not what all were we when your can said there use an each which she do how their if will up other about "
-        "out many then them these so some her would make like him into time has look two more write go see number no "
-        "way could people my than first water been call who oil its now find long down day did get come made may part "
-        "over new sound take only little work know place year live me back give most very after thing our just name "
-        "good man think say great where help much before line right too mean old any same tell boy follow came want "
-        "show also around form three small set put end does well large must big even such here why ask men change "
-        "read need land home us move try kind hand again off play spell air away house point page letter mother "
-        "answer found study still learn should world high every near add food own below last school father keep tree "
-        "never start city earth eye light head under story saw left few while along might close seem next hard open "
-        "begin life always those both paper group often run side car mile night walk white sea grow took river four "
-        "state once book hear stop second late miss idea eat face watch far real"
-    ).split()
-)[:256]
+_COMMON: Final = (
+    " the of and to in is you that it he was for on are as with his they at be this have from or one had by word "
+    "but not what all were we when your can said there use an each which she do how their if will up other about "
+    "out many then them these so some her would make like him into time has look two more write go see number no "
+    "way could people my than first water been call who oil its now find long down day did get come made may part "
+    "over new sound take only little work know place year live me back give most very after thing our just name "
+    "good man think say great where help much before line right too mean old any same tell boy follow came want "
+    "show also around form three small set put end does well large must big even such here why ask men change "
+    "read need land home us move try kind hand again off play spell air away house point page letter mother "
+    "answer found study still learn should world high every near add food own below last school father keep tree "
+    "never start city earth eye light head under story saw left few while along might close seem next hard open "
+    "begin life always those both paper group often run side car mile night walk white sea grow took river four "
+    "state once book hear stop second late miss idea eat face watch far real"
+)
+WORDS: Final = tuple(_COMMON.split())
 _OVERHEAD_TOKENS: Final = 10
 """The directive and the chat template around the words."""
 
