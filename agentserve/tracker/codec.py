@@ -1,7 +1,8 @@
 """How do runs, steps, events and workflows look in Redis? As JSON, bounded in size."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
 from typing import Any, Final
 
 import orjson
@@ -19,22 +20,25 @@ MAX_EVENT_BYTES: Final = 64 * 2**10
 MAX_WORKFLOW_BYTES: Final = 2**20
 
 STEP_PREFIX: Final = b"s:"
+_own_fields = attrgetter(*(field.name for field in fields(Run) if field.name not in ("steps", "version")))
 
 
-def step_field(step_id: str) -> bytes:
-    """The field of a run's hash that holds this step."""
-    return STEP_PREFIX + step_id.encode()
+def changes(before: Run | None, after: Run) -> list[bytes | int]:
+    """Fields and values, in turn, that turn a run's hash from `before` (None: nothing) into `after`.
 
-
-def run_bytes(run: Run) -> bytes:
-    """The run's own fields, without its steps and version. TooLarge past the limit."""
-    plain = run_to_plain(replace(run, steps={}, version=0))
-    return _bounded(plain, f"run {run.run_id}", MAX_STEP_BYTES)
-
-
-def step_bytes(position: int, step: Step) -> bytes:
-    """A step and its place among the run's steps. TooLarge past the limit."""
-    return _bounded([position, step_to_plain(step)], f"step {step.step_id}", MAX_STEP_BYTES)
+    TooLarge if a value is past its limit, BadInput if it is no Unicode.
+    """
+    changed: list[bytes | int] = [b"version", after.version]
+    if before is None or _own_fields(before) != _own_fields(after):
+        changed += (b"run", _run_bytes(after))
+    if before is None or len(before.steps) != len(after.steps):
+        changed += (b"steps", len(after.steps))
+    known: Mapping[str, Step] = {} if before is None else before.steps
+    for position, (step_id, step) in enumerate(after.steps.items()):
+        old = known.get(step_id)
+        if old is not step and old != step:
+            changed += (_step_field(step_id), _step_bytes(position, step))
+    return changed
 
 
 def run_from_fields(stored: Mapping[bytes, bytes]) -> Run:
@@ -115,6 +119,23 @@ def pairs(answer: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[bytes, bytes]
         return dict(answer)
     flat = list(answer)
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _run_bytes(run: Run) -> bytes:
+    """The run's own fields: without its steps, and without its version, which every change changes."""
+    return _bounded(run_to_plain(replace(run, steps={}, version=0)), f"run {run.run_id}", MAX_STEP_BYTES)
+
+
+def _step_field(step_id: str) -> bytes:
+    try:
+        return STEP_PREFIX + step_id.encode()
+    except UnicodeEncodeError:
+        raise BadInput("a step id must be valid Unicode") from None
+
+
+def _step_bytes(position: int, step: Step) -> bytes:
+    """A step and its place among the run's steps, since a hash has no order."""
+    return _bounded([position, step_to_plain(step)], f"step {step.step_id}", MAX_STEP_BYTES)
 
 
 def _bounded(value: object, what: str, limit: int) -> bytes:

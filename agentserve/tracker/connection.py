@@ -6,13 +6,13 @@ that comes back is used again; all that is sent through here must therefore be s
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
@@ -52,55 +52,54 @@ class Connection:
         self.address = address_of(url)
         self._timeout_s = timeout_s
         try:
-            pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+            pool: ConnectionPool = ConnectionPool.from_url(
                 url,
                 max_connections=max_connections,
-                timeout=timeout_s,
-                socket_timeout=timeout_s,
+                socket_timeout=None,  # the limit on the whole call covers every read
                 retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), _RETRIES),
                 **({} if url.startswith("unix:") else {"socket_connect_timeout": connect_timeout_s}),
             )
         except ValueError:
             raise _bad_url() from None
         self._redis = Redis.from_pool(pool)
+        self._turns = asyncio.Semaphore(max_connections)
 
     async def command(self, *arguments: Argument) -> Any:
         """Run one command; the answer as the client gives it, text as bytes."""
-        with self._translated():
-            async with asyncio.timeout(self._timeout_s):
-                return await self._send(*arguments)
+        async with self._call():
+            return await self._send(*arguments)
 
     async def pipeline(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Run commands in order in one round trip (not as one transaction); their answers."""
         if not commands:
             return []
-        with self._translated():
-            async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                return await pipe.execute()
+        async with self._call(), self._redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return await pipe.execute()
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Run a script by its digest; its answer."""
-        with self._translated():
-            async with asyncio.timeout(self._timeout_s):
-                try:
-                    return await self._send("EVALSHA", script.sha, len(keys), *keys, *arguments)
-                except exceptions.NoScriptError:
-                    return await self._send("EVAL", script.source, len(keys), *keys, *arguments)
+        async with self._call():
+            try:
+                return await self._send("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            except exceptions.NoScriptError:
+                return await self._send("EVAL", script.source, len(keys), *keys, *arguments)
 
     async def close(self) -> None:
         """Close every connection."""
-        with self._translated():
+        async with self._call():
             await self._redis.aclose()
 
     async def _send(self, *arguments: Argument) -> Any:
         return await self._redis.execute_command(*arguments)  # type: ignore[no-untyped-call]  # untyped in redis-py
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """A turn to use a connection, with the time limit, and the one place where failures are translated."""
         try:
-            yield
+            async with asyncio.timeout(self._timeout_s), self._turns:
+                yield
         except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
             raise Unavailable(f"Redis at {self.address}: {_reason(error)}") from error
 

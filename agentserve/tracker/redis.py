@@ -197,7 +197,7 @@ class RedisStore:
                 after.submitted_s,
                 _STATUSES.index(after.status) + _FIRST_STATUS_KEY if status_moved else 0,
                 self._max_listed_runs,
-                *_changes(None if before is None else before.run, after),
+                *codec.changes(None if before is None else before.run, after),
             ],
         )
         if answer == scripts.COMMITTED:
@@ -240,16 +240,14 @@ class RedisStore:
 
     async def append(self, events: Sequence[RunEvent]) -> None:
         """Add events in order, in one round trip; unknown runs are accepted. Equal events are read back as one."""
-        commands: list[Sequence[Argument]] = [
-            ("XADD", self._keys.events(event.run_id), "MAXLEN", "~", self._max_run_events, "*", "e", stored)
-            for event in events
-            for stored in (codec.event_bytes(event),)
-        ]
-        commands += [
-            ("EXPIRE", self._keys.events(run_id), self._run_ttl_s)
-            for run_id in dict.fromkeys(event.run_id for event in events)
-        ]
-        await self._connection.pipeline(commands)
+        if not events:
+            return
+        place: dict[str, int] = {}
+        placed: list[Argument] = []
+        for event in events:
+            key = self._keys.events(event.run_id)
+            placed += (place.setdefault(key, len(place) + 1), codec.event_bytes(event))
+        await self._connection.run(scripts.APPEND, list(place), [self._run_ttl_s, self._max_run_events, *placed])
 
     async def read(self, run_id: str) -> Sequence[RunEvent]:
         """All kept events of a run, oldest first; empty if there are none."""
@@ -297,22 +295,6 @@ class RedisStore:
         """The workflow of that name, None if it was never registered or not used for `LEARNED_TTL_S`."""
         stored = await self._connection.command("GETEX", self._keys.workflow(name), "EX", LEARNED_TTL_S)
         return None if stored is None else codec.workflow_from_bytes(stored)
-
-
-def _changes(before: Run | None, after: Run) -> Sequence[Argument]:
-    """Fields and values of a run's hash that must be written to turn `before` into `after`."""
-    changes: list[Argument] = [b"version", after.version]
-    stored = codec.run_bytes(after)
-    if before is None or codec.run_bytes(before) != stored:
-        changes += (b"run", stored)
-    if before is None or len(before.steps) != len(after.steps):
-        changes += (b"steps", len(after.steps))
-    known: Mapping[str, Any] = {} if before is None else before.steps
-    for position, (step_id, step) in enumerate(after.steps.items()):
-        old = known.get(step_id)
-        if old is not step and old != step:
-            changes += (codec.step_field(step_id), codec.step_bytes(position, step))
-    return changes
 
 
 def _or_raise(outcome: Run | Exception) -> Run:

@@ -1,4 +1,4 @@
-"""What must happen on the server in one piece? Two Lua scripts, in Redis 7.0's commands.
+"""What must happen on the server in one piece? Three Lua scripts, in Redis 7.0's commands.
 
 A script answers with integers or flat lists only, and every key that it touches is handed in.
 """
@@ -73,5 +73,17 @@ for i = 3, #ARGV, 2 do
   end
 end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
+return 1
+""")
+
+APPEND: Final = Script("""
+-- Add events to streams. KEYS: streams. ARGV: ttl, about how many each keeps, then the place of a stream in KEYS and an
+-- event, as often as needed.
+for i = 3, #ARGV, 2 do
+  redis.call('XADD', KEYS[tonumber(ARGV[i])], 'MAXLEN', '~', ARGV[2], '*', 'e', ARGV[i + 1])
+end
+for k = 1, #KEYS do
+  redis.call('EXPIRE', KEYS[k], ARGV[1])
+end
 return 1
 """)

@@ -64,12 +64,16 @@ class StoreSink:
             self._closing = False
             self._task = asyncio.create_task(self._write(), name="journal writer")
 
-    async def flush(self) -> None:
-        """Return once every event taken before this call is in the store, or dropped."""
+    async def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until every event taken before this call is in the store, or dropped; False if that took too long."""
         target = self._taken
         self._hurry.set()
-        async with self._settled:
-            await self._settled.wait_for(lambda: self._taken - self.waiting >= target or self._task is None)
+        try:
+            async with asyncio.timeout(timeout_s), self._settled:
+                await self._settled.wait_for(lambda: self._taken - self.waiting >= target or self._task is None)
+        except TimeoutError:
+            return False
+        return self._taken - self.waiting >= target
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
         """Write what waits, for at most `timeout_s`, and stop; what could not be written is dropped and counted."""
@@ -121,7 +125,8 @@ class StoreSink:
             try:
                 await self._store.append(batch)
             except Unavailable as error:
-                _log.debug("journal waits with %d events: %s", self.waiting, error)
+                if backoff_s == self._max_delay_s:
+                    _log.warning("journal: run events wait: %s", error)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
             except AgentServeError as error:

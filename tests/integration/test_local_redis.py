@@ -24,6 +24,10 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def exists(path: Path) -> bool:
+    return path.exists()
+
+
 def names_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
@@ -50,7 +54,7 @@ async def test_a_started_server_answers_and_a_stopped_one_leaves_nothing(binary:
         await server.start()
         assert (server.url, server.pid) == (url, pid)
     assert not server.running
-    assert port == 0 or not os.path.lexists(socket_of(url).parent)
+    assert port == 0 or not exists(socket_of(url).parent)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     await server.stop()
@@ -67,10 +71,6 @@ async def test_a_port_is_open_on_loopback_only() -> None:
         assert urlsplit(server.url).hostname == "127.0.0.1"
         bound = pairs(await ask(server, "CONFIG", "GET", "bind"))
         assert bound == {b"bind": b"127.0.0.1"}
-            {b"bind": b"127.0.0.1"},
-            {"bind": "127.0.0.1"},
-            [b"bind", b"127.0.0.1"],
-        )
 
 
 async def test_a_url_stays_over_a_restart_and_memory_does_not() -> None:
@@ -144,9 +144,7 @@ async def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\necho 'Illegal instruction' >&2\nexit 132\n")
     broken.chmod(0o755)
     server = RedisServer(binary=broken)
-    with pytest.raises(
-        Unavailable, match=r"exit code 132 before it was ready; .*\nIllegal instruction"
-    ):
+    with pytest.raises(Unavailable, match=r"exit code 132 before it was ready; .*\nIllegal instruction"):
         await server.start()
     with pytest.raises(Unavailable, match="has not been started"):
         server.pid  # noqa: B018  # the property raises

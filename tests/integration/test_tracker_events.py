@@ -50,7 +50,8 @@ async def test_an_event_keeps_its_nested_data(store: RedisStore) -> None:
 async def test_a_batch_whose_answer_was_lost_is_read_once(server: RedisServer, connect: Connect) -> None:
     async with LossyProxy(server.url) as proxy:
         store = connect(proxy.url)
-        proxy.lose_answer_to("XADD")
+        await store.append([event(run_id="before")])
+        proxy.lose_answer_to("EVALSHA")
         await store.append([event(n) for n in range(5)])
         assert proxy.lost == 1
         assert await store.read("r1") == [event(n) for n in range(5)]

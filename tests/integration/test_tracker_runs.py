@@ -272,6 +272,15 @@ async def test_a_step_too_large_is_refused_and_changes_nothing(store: RedisStore
     assert await store.load("r1") == now
 
 
+async def test_a_step_id_that_is_not_unicode_is_refused_and_changes_nothing(store: RedisStore) -> None:
+    await store.create(a_run())
+    with pytest.raises(BadInput, match="valid Unicode"):
+        await store.apply("r1", started("\ud800"))
+    with pytest.raises(BadInput, match="cannot be kept"):
+        await store.apply("r1", started("s1", node="\ud800"))
+    assert await store.load("r1") == a_run()
+
+
 @pytest.mark.parametrize(("run_id", "problem"), [("", "1 to 512"), ("x" * 513, "1 to 512"), ("\ud800", "Unicode")])
 async def test_an_unusable_run_id_is_refused(store: RedisStore, run_id: str, problem: str) -> None:
     with pytest.raises(BadInput, match=problem):

@@ -47,7 +47,7 @@ async def test_events_are_written_in_order_and_in_batches() -> None:
     store = Kept()
     async with StoreSink(store) as sink:
         record(sink, range(600))
-        await sink.flush()
+        assert await sink.flush()
         assert store.kept == list(range(600))
     assert [len(batch) for batch in store.batches] == [MAX_BATCH, MAX_BATCH, 600 - 2 * MAX_BATCH]
 
@@ -117,8 +117,19 @@ async def test_closing_does_not_wait_for_a_store_that_stays_down(caplog: pytest.
 async def test_flushing_a_sink_that_does_not_write_returns() -> None:
     sink = StoreSink(Kept())
     record(sink, range(3))
-    await sink.flush()
+    assert not await sink.flush()
     assert sink.waiting == 3
+
+
+async def test_a_flush_gives_up_while_the_store_is_down(caplog: pytest.LogCaptureFixture) -> None:
+    store = Kept()
+    store.up.clear()
+    async with StoreSink(store, max_delay_s=0.001) as sink:
+        record(sink, range(3))
+        assert not await sink.flush(timeout_s=0.01)
+        store.up.set()
+        assert await sink.flush()
+    assert caplog.text.count("run events wait: Redis at nowhere") == 1
 
 
 async def test_many_can_wait_for_a_flush_at_once() -> None:
