@@ -11,6 +11,7 @@ is slowest, solve the linear system of the absorbing chain, choose again, until 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy as np
 
 from workflows.durations import Vector
 from workflows.graph import END, START
-from workflows.shape import able_to_end, back_edges, post_dominators
+from workflows.shape import able_to_end, back_edges, loops, post_dominators
 
 Outcome = tuple[str, ...]
 
@@ -42,9 +43,10 @@ class Chain:
     """Outcomes of START and every node with their probabilities; every node can end."""
 
     outcomes: Mapping[str, Mapping[Outcome, float]]
-    repeating: frozenset[tuple[str, str]]
+    closing: Mapping[str, frozenset[Outcome]]
+    """Of nodes that may close a loop: the outcomes by which they do."""
     repeats: Mapping[str, Sequence[float]]
-    """Of nodes that may close a loop, by visit from the first: the probability of doing so then."""
+    """Of those with a choice and observations, by visit from the first: the probability of closing the loop then."""
 
     @classmethod
     def learned(
@@ -52,27 +54,25 @@ class Chain:
     ) -> "Chain":
         """From the graph's outcomes and the observed ones: node → visit → outcome → count."""
         possible = _possible(shape, seen)
-        successors = {node: list(dict.fromkeys(t for o in found for t in o)) for node, found in possible.items()}
-        repeating = frozenset(back_edges(START, successors))
-        loopers = [node for node, found in possible.items() if any(_repeats(node, o, repeating) for o in found)]
-        again = 1.0 - (1.0 / LOOP_PRIOR_VISITS) ** (1.0 / max(1, len(loopers)))
+        closing = _closing(possible)
+        again = _prior_repeat(possible, closing)
         outcomes, repeats = {}, {}
-        for node in possible:
-            expected = _expected(node, shape.get(node) or ((END,),), possible[node], repeating, again)
+        for node, found in possible.items():
+            expected = _expected(
+                shape.get(node) or ((END,),), found, closing.get(node, frozenset()), again.get(node, 1.0)
+            )
             visits = seen.get(node, {})
             outcomes[node] = _posterior(expected, _totals(visits), PRIOR_OBSERVATIONS)
-            by_visit = _repeats_by_visit(node, outcomes[node], visits, repeating)
-            if by_visit:
-                repeats[node] = by_visit
-        return cls(outcomes, repeating, repeats)
+            if node in again and visits:
+                repeats[node] = _repeats_by_visit(outcomes[node], visits, closing[node])
+        return cls(outcomes, closing, repeats)
 
     @cached_property
     def plausible(self) -> Mapping[str, Mapping[Outcome, float]]:
         """The outcomes that are not rare; a node that could not end by these keeps all of its own."""
         kept = {node: _not_rare(found) for node, found in self.outcomes.items()}
-        while stuck := [node for node in kept if node not in able_to_end(END, {n: list(o) for n, o in kept.items()})]:
-            kept.update({node: dict(self.outcomes[node]) for node in stuck})
-        return kept
+        ending = able_to_end(END, {node: list(found) for node, found in kept.items()})
+        return kept | {node: dict(found) for node, found in self.outcomes.items() if node not in ending}
 
     @cached_property
     def joins(self) -> Mapping[str, str]:
@@ -88,7 +88,7 @@ class Chain:
         changed = dict(self.outcomes)
         for node, by_visit in self.repeats.items():
             wanted = _steady_repeat(by_visit, visits.get(node, 1))
-            changed[node] = _with_repeat(node, self.outcomes[node], self.repeating, wanted)
+            changed[node] = _with_repeat(self.outcomes[node], self.closing[node], wanted)
         return changed
 
     def remaining_s(self, cost: Cost, visits: Mapping[str, int]) -> dict[str, float]:
@@ -107,7 +107,7 @@ class Chain:
         return {node: min(max(0.0, float(remaining[at])), MAX_REMAINING_S) for node, at in index.items()}
 
     def fastest_s(self, cost: Cost) -> dict[str, float]:
-        """The time from a node's end to the run's end along the shortest plausible path; a fork takes its slowest branch."""
+        """The time from a node's end to the run's end on the shortest plausible path, of forks the slowest branch."""
         fastest = dict.fromkeys(self.outcomes, math.inf) | {END: 0.0}
         ways = {
             node: [[(cost(node, target), target) for target in outcome] for outcome in found]
@@ -151,8 +151,7 @@ def _solve(branches: Sequence[_Branch], chosen: Sequence[int], size: int) -> Vec
         time_s, target = ways[way]
         spent[node] += chance * time_s
         system[node, target] -= chance
-    solved: Vector = np.linalg.solve(system, spent)
-    return solved
+    return np.asarray(np.linalg.solve(system, spent), dtype=np.float64)
 
 
 def _possible(
@@ -179,24 +178,49 @@ def _possible(
     return {node: list(outcomes) for node, outcomes in found.items()}
 
 
-def _repeats(node: str, outcome: Outcome, repeating: frozenset[tuple[str, str]]) -> bool:
-    return any((node, target) in repeating for target in outcome)
+def _closing(possible: Mapping[str, Sequence[Outcome]]) -> dict[str, frozenset[Outcome]]:
+    """The outcomes that close a loop: by them a node surely comes again, or a search from START is led back."""
+    successors = {node: list(dict.fromkeys(t for o in found for t in o)) for node, found in possible.items()}
+    back = back_edges(START, successors)
+    nearest = post_dominators(END, successors)
+    found: dict[str, frozenset[Outcome]] = {}
+    for node, outcomes in possible.items():
+        leading = {target for target in successors[node] if (node, target) in back or _surely(target, node, nearest)}
+        if closed := frozenset(outcome for outcome in outcomes if leading.intersection(outcome)):
+            found[node] = closed
+    return found
+
+
+def _surely(source: str, node: str, nearest: Mapping[str, str]) -> bool:
+    """Whether all that follows `source` leads through `node`."""
+    while source in nearest:
+        source = nearest[source]
+        if source == node:
+            return True
+    return False
+
+
+def _prior_repeat(
+    possible: Mapping[str, Sequence[Outcome]], closing: Mapping[str, frozenset[Outcome]]
+) -> dict[str, float]:
+    """For nodes that may close a loop or not: the probability that they do, for LOOP_PRIOR_VISITS in all."""
+    choosers = [node for node, closed in closing.items() if len(closed) < len(possible[node])]
+    successors = {node: list(dict.fromkeys(t for o in found for t in o)) for node, found in possible.items()}
+    group = loops(START, successors)
+    sharing = Counter(group.get(node, node) for node in choosers)
+    return {node: 1.0 - (1.0 / LOOP_PRIOR_VISITS) ** (1.0 / sharing[group.get(node, node)]) for node in choosers}
 
 
 def _expected(
-    node: str,
-    shape: Sequence[Outcome],
-    possible: Sequence[Outcome],
-    repeating: frozenset[tuple[str, str]],
-    again: float,
+    shape: Sequence[Outcome], possible: Sequence[Outcome], closing: frozenset[Outcome], again: float
 ) -> dict[Outcome, float]:
-    """The probabilities from the shape alone: uniform, but loops are left so that LOOP_PRIOR_VISITS are expected."""
-    known = [outcome for outcome in possible if outcome in set(shape) or outcome == (END,)]
-    closing = [outcome for outcome in known if _repeats(node, outcome, repeating)]
+    """The probabilities from the shape alone: uniform, but all that close a loop have the chance `again`."""
+    known = [outcome for outcome in possible if outcome in shape or outcome == (END,)]
+    closed = [outcome for outcome in known if outcome in closing]
     onward = [outcome for outcome in known if outcome not in closing]
+    share = again if closed and onward else float(bool(closed))
     expected = dict.fromkeys(possible, 0.0)
-    share = again if closing and onward else float(bool(closing))
-    expected.update({outcome: share / len(closing) for outcome in closing})
+    expected.update({outcome: share / len(closed) for outcome in closed})
     expected.update({outcome: (1.0 - share) / len(onward) for outcome in onward})
     return expected
 
@@ -221,21 +245,16 @@ def _not_rare(outcomes: Mapping[Outcome, float]) -> dict[Outcome, float]:
 
 
 def _repeats_by_visit(
-    node: str,
-    overall: Mapping[Outcome, float],
-    visits: Mapping[int, Mapping[Outcome, int]],
-    repeating: frozenset[tuple[str, str]],
+    overall: Mapping[Outcome, float], visits: Mapping[int, Mapping[Outcome, int]], closing: frozenset[Outcome]
 ) -> list[float]:
-    """The probability of closing a loop at the first, second, ... visit; empty without a choice or observations."""
-    usual = sum(chance for outcome, chance in overall.items() if _repeats(node, outcome, repeating))
-    if not visits or not 0.0 < usual < 1.0:
-        return []
+    """The probability of closing a loop at the first, second, ... visit."""
+    usual = sum(chance for outcome, chance in overall.items() if outcome in closing)
     found = []
     for visit in range(1, max(visits) + 1):
         outcomes = visits.get(visit, {})
-        closing = sum(count for outcome, count in outcomes.items() if _repeats(node, outcome, repeating))
+        closed = sum(count for outcome, count in outcomes.items() if outcome in closing)
         weight = VISIT_PRIOR_OBSERVATIONS
-        found.append((closing + weight * usual) / (sum(outcomes.values()) + weight))
+        found.append((closed + weight * usual) / (sum(outcomes.values()) + weight))
     return found
 
 
@@ -247,11 +266,9 @@ def _steady_repeat(by_visit: Sequence[float], visit: int) -> float:
     return 1.0 - 1.0 / expected
 
 
-def _with_repeat(
-    node: str, outcomes: Mapping[Outcome, float], repeating: frozenset[tuple[str, str]], wanted: float
-) -> dict[Outcome, float]:
-    usual = sum(chance for outcome, chance in outcomes.items() if _repeats(node, outcome, repeating))
+def _with_repeat(outcomes: Mapping[Outcome, float], closing: frozenset[Outcome], wanted: float) -> dict[Outcome, float]:
+    usual = sum(chance for outcome, chance in outcomes.items() if outcome in closing)
     return {
-        outcome: chance * (wanted / usual if _repeats(node, outcome, repeating) else (1.0 - wanted) / (1.0 - usual))
+        outcome: chance * (wanted / usual if outcome in closing else (1.0 - wanted) / (1.0 - usual))
         for outcome, chance in outcomes.items()
     }

@@ -58,6 +58,30 @@ def back_edges(source: str, successors: Mapping[str, Sequence[str]]) -> set[tupl
     return found
 
 
+def loops(source: str, successors: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """For each node reachable from `source` the number of its group: nodes that can reach each other share one.
+
+    Kosaraju's strongly connected components.
+    """
+    order = _postorder(source, successors)
+    predecessors: dict[str, list[str]] = {}
+    for node in order:
+        for target in successors.get(node, ()):
+            predecessors.setdefault(target, []).append(node)
+    group: dict[str, int] = {}
+    for root in reversed(order):
+        if root in group:
+            continue
+        number = len(group)
+        group[root], waiting = number, [root]
+        while waiting:
+            for before in predecessors.get(waiting.pop(), ()):
+                if before not in group:
+                    group[before] = number
+                    waiting.append(before)
+    return group
+
+
 def post_dominators(end: str, successors: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """For each node that can reach `end`, the nearest other node that every path to `end` goes through.
 
