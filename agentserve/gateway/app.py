@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
@@ -25,8 +26,12 @@ from agentserve.tracker.store import Store
 from scheduler.errors import SchedulerError
 from workflows.errors import WorkflowError
 
+logger = logging.getLogger(__name__)
+
+_BEGIN_AGAIN_S = 1.0
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-Check = Callable[[], Awaitable[None]]
+Work = Callable[[], Awaitable[None]]
+"""Makes a coroutine that runs until it is cancelled."""
 
 
 def create_app(
@@ -37,8 +42,9 @@ def create_app(
     render_metrics: Callable[[], bytes] | None = None,
     restore: Callable[[Sequence[RunEvent]], None] | None = None,
     clock: Callable[[], float] = time.time,
+    background: Sequence[Work] = (),
 ) -> Starlette:
-    """The application; its lifespan enters `orchestrator` and runs what runs in the background.
+    """The application; its lifespan enters `orchestrator` and runs what runs in the background, `background` too.
 
     `restore`: told the journal of runs that another gateway process began. `store` and the sinks stay the caller's to
     close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator.
@@ -50,14 +56,13 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with orchestrator:
-            background = asyncio.create_task(runs.run_background(), name="runs in the background")
+        async with orchestrator, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_for_ever(work)) for work in (*runs.background(), *background)]
             try:
                 yield
             finally:
-                background.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await background
+                for task in tasks:
+                    task.cancel()
 
     async def complete(request: Request) -> ASGIApp:
         return await completions(request)
@@ -75,6 +80,16 @@ def create_app(
     app.state.runs = runs
     app.state.orchestrator = orchestrator
     return app
+
+
+async def _for_ever(work: Work) -> None:
+    """Run `work`; a defect in it is logged, and it begins again: serving must not end with it."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            logger.exception("%s met a defect; it begins again", getattr(work, "__qualname__", work))
+        await asyncio.sleep(_BEGIN_AGAIN_S)
 
 
 class _Probes:

@@ -98,16 +98,18 @@ class Learning:
                     raise
         used, self._used = self._used, set()
         for name in sorted(used):
-            if (known := self._known.get(name)) is not None and self._clock() - known.read_at_s >= REFRESH_S:
-                await self._read(name, known)
+            in_use = self._known.get(name)
+            if in_use is not None and self._clock() - in_use.read_at_s >= REFRESH_S:
+                await self._read(name, in_use)
 
     async def _get(self, name: str) -> _Known:
         seen = self._known.get(name)
-        known = seen if seen is not None else await self._load(name, None)
+        known: _Known = seen if seen is not None else await self._load(name, None)
         if seen is not None and not known.registered and self._clock() - known.read_at_s >= REFRESH_S:
             with contextlib.suppress(Unavailable):
                 known = await self._load(name, known)
-        self._known.move_to_end(name)
+        if name in self._known:
+            self._known.move_to_end(name)
         return known
 
     async def _load(self, name: str, before: _Known | None) -> _Known:

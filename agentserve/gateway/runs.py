@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -98,11 +98,9 @@ class RunService:
         self._known: OrderedDict[str, LiveRun] = OrderedDict()
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def run_background(self) -> None:
-        """Keep forecasts fresh and write what is owed, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.learning.run())
-            tasks.create_task(self.ledger.run())
+    def background(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What must run beside: keeping forecasts fresh, and writing what is owed to the store."""
+        return (self.learning.run, self.ledger.run)
 
     # -- runs --------------------------------------------------------------------------------------------------------
 

@@ -59,9 +59,9 @@ class Acts:
             self._timer.cancel()
 
     def _tell(self, live: LiveCall, decision: Decision) -> None:
-        plain: dict[str, Any] = to_plain(decision)
-        kind = plain.pop("type", type(decision).__name__)
-        self._driver.diary.of_call(live, Kind.CALL_DECIDED, **{**plain, "decision": str(kind).lower()})
+        kind = type(decision).__name__.lower()
+        data: dict[str, Any] = {**to_plain(decision), "type": kind, "decision": kind}
+        self._driver.diary.of_call(live, Kind.CALL_DECIDED, **data)
 
     def _dispatch(self, live: LiveCall, decision: Dispatch) -> None:
         live.assign(

@@ -83,10 +83,8 @@ class Orchestrator:
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        self.accepting = False
         self._acts.stop_timer()
-        for live in tuple(self.calls.values()):
-            self._cancel(live, CallFailed("the gateway is stopping", 503, "stopping"))
+        self.stop_calls()
         self._stopping.set()
         await self._tasks.__aexit__(None, None, None)
         for instance in self.instances.values():
@@ -216,6 +214,12 @@ class Orchestrator:
             return True
         _, late = await asyncio.wait(tasks, timeout=timeout_s)
         return not late
+
+    def stop_calls(self) -> None:
+        """Take no new calls and end those in flight now; their clients are told that the gateway stops."""
+        self.accepting = False
+        for live in tuple(self.calls.values()):
+            self._cancel(live, CallFailed("the gateway is stopping", 503, "stopping"))
 
     def snapshot(self) -> dict[str, Any]:
         """Instances as reported and as the scheduler estimates them, and how many calls are in flight."""

@@ -15,7 +15,7 @@ import orjson
 from agentserve.errors import BadInput
 from scheduler.decisions import Decision
 from scheduler.events import Event
-from scheduler.wire import to_plain
+from scheduler.wire import record
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class EventLog:
         records, self._records = self._records, []
         if not records or not self._open:
             return
-        lines = b"".join(_line(*record) for record in records)
+        lines = b"".join(orjson.dumps(record(event, now_s, made)) + b"\n" for now_s, event, made in records)
         if self._written + len(lines) > self._max_bytes:
             self._open = False
             lines = orjson.dumps({"truncated": f"the log reached {self._max_bytes} bytes"}) + b"\n"
@@ -80,8 +80,3 @@ class EventLog:
         except OSError as error:
             self._open = False
             logger.warning("event log %s: %s; recording stops", self.path, error.strerror)
-
-
-def _line(now_s: float, event: Event, decisions: Sequence[Decision]) -> bytes:
-    plain = [to_plain(decision) for decision in decisions]
-    return orjson.dumps({"now_s": now_s, "event": to_plain(event), "decisions": plain}) + b"\n"

@@ -1,0 +1,187 @@
+"""How does the gateway run as a process? Its parts connected, its port opened, and a stop that lets calls end."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+
+from agentserve.errors import BadInput, Unavailable
+from agentserve.gateway.app import create_app
+from agentserve.gateway.fleet import Fleet
+from agentserve.orchestrator import Orchestrator
+from agentserve.orchestrator.eventlog import EventLog
+from agentserve.settings import Settings
+from agentserve.telemetry.metrics import MetricSink
+from agentserve.telemetry.tracing import SpanSink, make_tracer_provider
+from agentserve.tracker.redis import RedisStore
+from agentserve.tracker.sink import StoreSink
+from agentserve.workers.config import EngineConfig
+from scheduler.core import Scheduler, make_scheduler
+from scheduler.errors import SchedulerError
+from scheduler.wire import header
+
+logger = logging.getLogger(__name__)
+
+SEED: Final = 0
+_LAST_BYTES_S: Final = 3
+
+
+async def run_gateway(
+    settings: Settings,
+    *,
+    static_engines: Sequence[EngineConfig] = (),
+    on_ready: Callable[[str], None] | None = None,
+    handle_signals: bool = True,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then take no more calls, let those in flight end, and stop.
+
+    `on_ready` gets the base URL once requests are answered. Raises Unavailable (the port is in use, no Redis) and
+    BadInput (unknown policy, bad URL, an event log that exists). Without a broker it warns and serves on.
+    """
+    with contextlib.closing(_listen(settings.host, settings.port)) as listener:
+        async with running_app(settings, static_engines) as app:
+            server = _Server(_uvicorn_config(app, settings))
+            stopping = asyncio.create_task(_stop_on_signal(server, app.state.orchestrator, settings, handle_signals))
+            try:
+                serving = asyncio.create_task(server.serve(sockets=[listener]))
+                await server.answering.wait()
+                if on_ready is not None and server.started:
+                    on_ready(f"http://{settings.host}:{listener.getsockname()[1]}")
+                await serving
+            finally:
+                stopping.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await stopping
+
+
+@asynccontextmanager
+async def running_app(settings: Settings, static_engines: Sequence[EngineConfig] = ()) -> AsyncIterator[Starlette]:
+    """The application with all its parts connected: store, sinks, scheduler, orchestrator, fleet.
+
+    Its own lifespan, which the server runs, starts the orchestrator. `app.state.fleet` is the Fleet.
+    """
+    scheduler = _scheduler(settings)
+    async with AsyncExitStack() as stack:
+        store = await RedisStore.connect(settings)
+        stack.push_async_callback(store.close)
+        journal = await stack.enter_async_context(StoreSink(store))
+        provider = make_tracer_provider(settings.otlp_endpoint)
+        if provider is not None:
+            stack.push_async_callback(asyncio.to_thread, provider.shutdown)
+        spans, metrics = SpanSink(provider), MetricSink()
+        orchestrator = Orchestrator(
+            scheduler,
+            settings,
+            sinks=(journal, spans, metrics),
+            event_log=_event_log(settings, scheduler),
+            traceparent=spans.traceparent,
+        )
+        fleet = Fleet(settings, orchestrator, static_engines)
+        app = create_app(
+            settings,
+            store=store,
+            orchestrator=orchestrator,
+            render_metrics=metrics.render,
+            restore=spans.restore,
+            background=(fleet.run,),
+        )
+        app.state.fleet = fleet
+        yield app
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers of its own, so that calls can be let to end first."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.answering = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to `run_gateway`."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, and say so, also when that failed."""
+        try:
+            await super().startup(sockets)
+        finally:
+            self.answering.set()
+
+
+async def _stop_on_signal(
+    server: _Server, orchestrator: Orchestrator, settings: Settings, handle_signals: bool
+) -> None:
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
+    for number in signals:
+        loop.add_signal_handler(number, asked.set)
+    try:
+        await asked.wait()
+        logger.info("stopping: letting %d calls end", len(orchestrator.calls))
+        asked.clear()
+        drained = asyncio.create_task(orchestrator.drain(settings.drain_timeout_s))
+        again = asyncio.create_task(asked.wait())
+        await asyncio.wait({drained, again}, return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        again.cancel()
+        orchestrator.stop_calls()
+        server.should_exit = True
+        await asyncio.Event().wait()
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        log_level=settings.log_level,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_LAST_BYTES_S,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise BadInput(f"cannot listen on {host}: {error.strerror}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        in_use = f"port {port} on {host} is in use"
+        raise Unavailable(in_use if error.errno == errno.EADDRINUSE else f"{host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _scheduler(settings: Settings) -> Scheduler:
+    try:
+        return make_scheduler(settings.policy, seed=SEED)
+    except SchedulerError as error:
+        raise BadInput(f"AGENTSERVE_POLICY={settings.policy!r}: {error}") from None
+
+
+def _event_log(settings: Settings, scheduler: Scheduler) -> EventLog | None:
+    if settings.event_log is None:
+        return None
+    return EventLog(settings.event_log, header(settings.policy, scheduler.config, SEED))
