@@ -1,5 +1,6 @@
 """What is a worker told when it starts? Its engine, its GPU, its broker, and what it should not find out by itself."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 from agentserve.errors import BadInput
 from scheduler.events import Role
 
+_MAX_URL_CHARS = 512
 _NAME = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
 
 
@@ -45,18 +47,24 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Raises BadInput naming the field."""
-        parts = urlsplit(self.engine_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"engine URL {self.engine_url!r}: must be http://host:port or https://host:port")
+        try:
+            parts = urlsplit(self.engine_url)
+            good = (
+                parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and len(parts.geturl()) <= 512
+            )
+        except ValueError:
+            raise BadInput("engine URL: host or port cannot be read") from None
         if parts.username or parts.password:
             raise BadInput("engine URL: must not hold credentials, since it is announced to the cluster")
+        if not good or len(self.engine_url) > _MAX_URL_CHARS:
+            raise BadInput(f"engine URL {self.engine_url[:80]!r}: must be http://host:port or https://host:port")
         if self.worker_id is not None and not _NAME.match(self.worker_id):
             raise BadInput(f"worker id {self.worker_id!r}: 1 to 64 letters, digits, '_', '.' or '-'")
         for name in ("speed", "kv_capacity_tokens", "block_tokens", "max_num_seqs", "max_batched_tokens",
                      "kv_bytes_per_token", "kv_link_bytes_per_s", "request_timeout_s", "probe_timeout_s"):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise BadInput(f"{name.replace('_', '-')} {value}: must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise BadInput(f"{name.replace('_', '-')} {value}: must be above 0 and finite")
 
     @property
     def instance_id(self) -> str:
@@ -86,7 +94,8 @@ class WorkerConfig(EngineConfig):
         EngineConfig.__post_init__(self)
         if not _NAME.match(self.cluster):
             raise BadInput(f"cluster {self.cluster!r}: 1 to 64 letters, digits, '_', '.' or '-'")
-        if self.report_interval_s <= 0 or self.recheck_interval_s <= 0:
-            raise BadInput("report-interval and recheck-interval: must be above 0")
-        if self.drain_timeout_s < 0:
+        for name in ("report_interval_s", "recheck_interval_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadInput(f"{name.replace('_', '-')} {getattr(self, name)}: must be above 0 and finite")
+        if not self.drain_timeout_s >= 0:
             raise BadInput(f"drain-timeout {self.drain_timeout_s}: must not be negative")

@@ -169,8 +169,8 @@ async def _capabilities(
 ) -> tuple[bool, bool, bool]:
     """Whether the engine takes and gives token ids, orders by priority, and hands over KV."""
     body = {"model": model, "prompt": "ping", "max_tokens": 1, "temperature": 0}
-    ids = await _ids(config, client, body)
     replay, priority, kv_transfer = config.supports_replay, config.supports_priority, config.kv_transfer
+    ids = await _ids(config, client, body) if replay is None or kv_transfer is None else []
     if replay is None:
         replay = bool(ids) and await _try(config, client, {**body, "prompt": ids}) is not None
     if priority is None:

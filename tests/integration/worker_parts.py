@@ -181,6 +181,12 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
+    def is_silent(self) -> bool:
+        """Whether nothing has been heard of `w` for much longer than makes a worker lost."""
+        member = self.registry.get("w")
+        heard_s = member.last_heard_s if member else None
+        return heard_s is not None and time.time() - heard_s > 2 * self.registry.lost_after_s
+
     async def sees(self, *log: tuple[str, str]) -> None:
         """Wait until the log is exactly this."""
         wanted = list(log)
