@@ -29,11 +29,25 @@ def check_report(event: InstanceReported) -> None:
 
 def check_request(event: RequestArrived) -> None:
     """Raise InvalidEvent if a figure of a call is impossible."""
+    if _is_plain(event):
+        return
     about = f"request {event.request_id!r}"
     _within(f"{about}: prompt_tokens", event.prompt_tokens, 0, _MAX_TOKENS)
     _within(f"{about}: max_tokens", event.max_tokens, 1, _MAX_TOKENS)
     _within(f"{about}: prefix_block_tokens", event.prefix_block_tokens, 1, _MAX_TOKENS)
     check_deadlines(event.request_id, event.target_deadline_s, event.latest_deadline_s)
+
+
+def _is_plain(event: RequestArrived) -> bool:
+    """Quick test of the usual case, without building any message."""
+    target_s, latest_s = event.target_deadline_s, event.latest_deadline_s
+    return (
+        0 <= event.prompt_tokens <= _MAX_TOKENS
+        and (event.max_tokens is None or 1 <= event.max_tokens <= _MAX_TOKENS)
+        and 1 <= event.prefix_block_tokens <= _MAX_TOKENS
+        and (target_s is None or -1e15 <= target_s <= 1e15)
+        and (latest_s is None or -1e15 <= latest_s <= 1e15)
+    )
 
 
 def check_deadlines(request_id: str, target_s: float | None, latest_s: float | None) -> None:
@@ -44,7 +58,8 @@ def check_deadlines(request_id: str, target_s: float | None, latest_s: float | N
 
 def check_output(request_id: str, tokens: int) -> None:
     """Raise InvalidEvent if a count of output tokens is impossible."""
-    _within(f"request {request_id!r}: output_tokens", tokens, 0, _MAX_TOKENS)
+    if not 0 <= tokens <= _MAX_TOKENS:
+        _within(f"request {request_id!r}: output_tokens", tokens, 0, _MAX_TOKENS)
 
 
 def _within(name: str, value: float | None, low: float, high: float) -> None:

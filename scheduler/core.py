@@ -203,11 +203,16 @@ class Scheduler:
             known = ", ".join(sorted(self._state.pools))
             message = f"unknown model {call.arrived.model!r}; served are {known}"
             return [self._reject(cause_id, call, Refusal.UNKNOWN_MODEL, message)]
-        largest = int(pool.kv_capacity.max()) if pool.ids else None
-        if largest is not None and call.context_tokens + 1 > largest:
+        if (
+            pool.ids
+            and call.context_tokens + 1 > pool.least_capacity
+            and call.context_tokens + 1 > pool.kv_capacity.max()
+        ):
+            largest = int(pool.kv_capacity.max())
             message = f"{call.context_tokens} tokens and one more do not fit: the largest KV cache has {largest} tokens"
             return [self._reject(cause_id, call, Refusal.TOO_LONG, message)]
-        placement = self.policy.place(call, self._state, now_s) if pool.is_open.any() else None
+        self._state.refresh(call)
+        placement = self.policy.place(call, self._state, now_s) if pool.ids else None
         if placement is None:
             return self._hold(cause_id, call, "no open instance can serve it")
         return [self._dispatch(cause_id, call, placement)]
@@ -257,6 +262,7 @@ class Scheduler:
     def _check(self, cause_id: str, call: Call, now_s: float) -> list[Decision]:
         """Re-estimate a running call and move it if the policy says so."""
         self._state.reestimate(call)
+        self._state.refresh(call)
         pool = self._state.pool_of(call)
         seat = call.seat
         if call.state is not CallState.RUNNING or seat is None or seat.decode not in pool.row:

@@ -7,6 +7,7 @@ observed to predicted times: an EMA per instance, shrunk to the EMA of its GPU t
 
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +20,28 @@ from scheduler.profiles.profile import GpuProfile
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_FLOATS = (
-    "kv_capacity", "max_seqs", "max_batched", "kv_bytes", "link", "capability",
-    "base_p0", "base_p1", "base_p2", "base_d0", "base_d1", "base_d2",
-    "p0", "p1", "p2", "d0", "d1", "d2",
+_INPUTS = (
+    "d0", "d1", "d2", "p0", "max_seqs", "running", "bound", "foreign", "kv_own", "kv_offset", "kv_capacity",
+    "remaining", "cache_tokens",
+)  # fmt: skip
+"""What the derived quantities depend on; `_derive` unpacks them in this order."""
+_DERIVED = (
+    "batch", "chunk_base_s", "step_base_s", "step_growth_s", "mean_remaining_s", "seat_wait_s", "kv_used", "kv_slack",
+    "cache_excess",
+)  # fmt: skip
+_OTHERS = (
+    "max_batched", "kv_bytes", "link", "capability",
+    "base_p0", "base_p1", "base_p2", "base_d0", "base_d1", "base_d2", "p1", "p2",
     "own_prefill", "own_decode", "prefill_samples", "decode_samples", "gpu_prefill", "gpu_decode",
-    "queued", "queued_tokens", "queued_work_s", "free_at_s", "running", "bound", "kv_own", "remaining",
-    "kv_offset", "foreign", "foreign_wait_s", "reported_at_s", "preempted", "cache_tokens", "trust",
+    "queued", "queued_tokens", "queued_work_s", "free_at_s", "foreign_wait_s", "reported_at_s", "preempted", "trust",
     "box_q", "box_p", "box_d",
 )  # fmt: skip
+_TABLE = _INPUTS + _DERIVED + _OTHERS
+_NEVER_S = -1e18
+KV_FREE_SHARE = 0.8
+"""KV use from which growth is priced: above it engines begin to preempt."""
+_REFRESH_ROWS = 8
+"""Up to this many changed rows are derived one by one, more all at once (measured: equal cost near 8 rows)."""
 _BOOLS = ("is_open", "can_prefill", "can_decode", "can_replay")
 
 
@@ -89,6 +103,24 @@ class Pool:
     """GoodServe's black box: queue wait in seconds, prefill and decode seconds per token, EMA."""
     box_p: Floats
     box_d: Floats
+    batch: Floats
+    """Derived: calls that decode or will decode here, ours and others'."""
+    chunk_base_s: Floats
+    """Derived: what a prefill chunk costs beside its tokens: p0, or the decode step it is mixed into."""
+    step_base_s: Floats
+    """Derived: decode step with one more call in the batch, without that call's context and without growth."""
+    step_growth_s: Floats
+    """Derived: what one more output token per call of the batch adds to the average step."""
+    mean_remaining_s: Floats
+    """Derived: how long a resident call still decodes, on average."""
+    seat_wait_s: Floats
+    """Derived: wait for a free sequence slot."""
+    kv_used: Floats
+    """Derived: KV tokens in use, by our own calls and by the last report's difference."""
+    kv_slack: Floats
+    """Derived: KV tokens to the use from which it is priced."""
+    cache_excess: Floats
+    """Derived: tokens of prefixes held, less what the cache can hold."""
     is_open: Bools
     """Takes new work: neither draining nor lost."""
     can_prefill: Bools
@@ -113,10 +145,13 @@ class Pool:
         self._bits: dict[str, int] = {}
         self.bits = np.zeros(0, dtype=np.intp)
         self.gpu_code = np.zeros(0, dtype=np.intp)
-        for name in _FLOATS:
-            setattr(self, name, np.zeros(0))
-        for name in _BOOLS:
-            setattr(self, name, np.zeros(0, dtype=bool))
+        self.mixed = np.zeros(0, dtype=bool)
+        """Open instances that serve both phases."""
+        self.least_capacity = 0.0
+        """The smallest KV cache of any instance."""
+        self._dirty: set[int] = set()
+        self._stale_at_s = float("inf")
+        self._adopt(np.zeros((len(_TABLE), 0)), np.zeros((len(_BOOLS), 0), dtype=bool))
 
     # Membership
 
@@ -128,12 +163,12 @@ class Pool:
         self.residents[spec.instance_id] = {}
         self._bits[spec.instance_id] = self.prefixes.add_instance(spec.instance_id, float(spec.kv_capacity_tokens))
         row = bisect_left(self.ids, spec.instance_id)
-        self._resize(lambda values: np.insert(values, row, 0))
+        self._adopt(np.insert(self._floats, row, 0.0, axis=1), np.insert(self._flags, row, False, axis=1))
         self._index(tuple(sorted(self.specs)))
         for name, value in _facts(spec, profile, shared).items():
             getattr(self, name)[row] = value
         self._apply_corrections()
-        self.has_links = int(np.count_nonzero(self.link)) > 1
+        self._membership()
 
     def leave(self, instance_id: str) -> None:
         """Remove an instance and all that was known of it."""
@@ -142,13 +177,31 @@ class Pool:
         for table in (self.specs, self.residents, self._bits):
             del table[instance_id]
         self.reports.pop(instance_id, None)
-        self._resize(lambda values: np.delete(values, row))
+        self._adopt(np.delete(self._floats, row, axis=1), np.delete(self._flags, row, axis=1))
         self._index(tuple(sorted(self.specs)))
-        self.has_links = int(np.count_nonzero(self.link)) > 1
+        self._membership()
 
-    def _resize(self, change: Callable[[NDArray[np.generic]], NDArray[np.generic]]) -> None:
-        for name in (*_FLOATS, *_BOOLS):
-            setattr(self, name, change(getattr(self, name)))
+    def open(self, instance_id: str, is_open: bool) -> bool:
+        """Let an instance take new work, or none; returns whether that changed anything."""
+        row = self.row[instance_id]
+        was_open = bool(self.is_open[row])
+        self.is_open[row] = is_open
+        self._membership()
+        return was_open is not is_open
+
+    def _adopt(self, floats: Floats, flags: Bools) -> None:
+        """One row per quantity in two tables; the named arrays are views of them."""
+        self._floats, self._flags = np.ascontiguousarray(floats), np.ascontiguousarray(flags)
+        for i, name in enumerate(_TABLE):
+            setattr(self, name, self._floats[i])
+        for i, name in enumerate(_BOOLS):
+            setattr(self, name, self._flags[i])
+
+    def _membership(self) -> None:
+        self.mixed = self.is_open & self.can_prefill & self.can_decode
+        self.has_links = int(np.count_nonzero(self.link)) > 1
+        self.least_capacity = float(self.kv_capacity.min()) if self.ids else 0.0
+        self._dirty = set(range(len(self.ids)))
 
     def _index(self, ids: tuple[str, ...]) -> None:
         self.ids = ids
@@ -178,22 +231,26 @@ class Pool:
 
     def bind(self, row: int, tokens: float, remaining: float) -> None:
         """A call will decode here: its KV fills `tokens`, and `remaining` are still to come."""
+        self._dirty.add(row)
         self.bound[row] += 1.0
         self.kv_own[row] += tokens
         self.remaining[row] += remaining
 
     def start(self, row: int) -> None:
         """A bound call began to decode."""
+        self._dirty.add(row)
         self.bound[row] -= 1.0
         self.running[row] += 1.0
 
     def grow(self, row: int, tokens: float, remaining_change: float) -> None:
         """A call put out `tokens`; what it still has to put out changed."""
+        self._dirty.add(row)
         self.kv_own[row] += tokens
         self.remaining[row] += remaining_change
 
     def unbind(self, row: int, tokens: float, remaining: float, *, is_running: bool) -> None:
         """A call left its decode instance; sums are exact zero again when the last one left (no float drift)."""
+        self._dirty.add(row)
         (self.running if is_running else self.bound)[row] -= 1.0
         if self.running[row] + self.bound[row] <= 0.0:
             self.kv_own[row] = self.remaining[row] = 0.0
@@ -206,8 +263,10 @@ class Pool:
     def report(self, event: InstanceReported, own_before: int, now_s: float) -> None:
         """Take in a worker's report; `own_before` of our calls had been sent there when it was measured."""
         row = self.row[event.instance_id]
+        self._dirty.add(row)
         self.reports[event.instance_id] = event
         self.reported_at_s[row] = min(event.measured_at_s, now_s)
+        self._stale_at_s = min(self._stale_at_s, float(self.reported_at_s[row]) + self.config.stale_after_s)
         if event.running is not None:
             self.foreign[row] = max(event.running + (event.waiting or 0) - own_before, 0)
         if event.waiting is not None:
@@ -218,10 +277,33 @@ class Pool:
         if event.preemptions is not None:
             self.preempted[row] += self.config.instance_alpha * (event.preemptions - float(self.preempted[row]))
 
-    def kv_used(self, now_s: float) -> Floats:
-        """Estimated KV tokens in use: our own calls, plus the last report's difference while it is fresh."""
-        fresh = (now_s - self.reported_at_s) <= self.config.stale_after_s
-        return np.maximum(self.kv_own + self.kv_offset * fresh, 0.0)
+    def hold_prefix(self, instance_id: str, hashes: tuple[int, ...], block_tokens: int) -> None:
+        """An instance holds, or is about to compute, a prefix."""
+        row = self.row[instance_id]
+        self._dirty.add(row)
+        self.cache_tokens[row] = self.prefixes.insert(instance_id, hashes, block_tokens)
+
+    def refresh(self, now_s: float) -> None:
+        """Bring the derived quantities up to date; load that only a stale report knew of is forgotten."""
+        if now_s > self._stale_at_s:
+            self._forget_stale(now_s)
+        if len(self._dirty) > _REFRESH_ROWS:
+            derived = _derive(self._floats[: len(_INPUTS)], np.maximum, np.minimum)
+            self._floats[len(_INPUTS) : len(_INPUTS) + len(_DERIVED)] = derived
+        else:
+            for row in self._dirty:
+                inputs = self._floats[: len(_INPUTS), row].tolist()
+                self._floats[len(_INPUTS) : len(_INPUTS) + len(_DERIVED), row] = _derive(inputs, max, min)
+        self._dirty.clear()
+
+    def _forget_stale(self, now_s: float) -> None:
+        known = self.reported_at_s + self.config.stale_after_s
+        for row in np.flatnonzero((known < now_s) & (self.reported_at_s > _NEVER_S)).tolist():
+            self.foreign[row] = self.foreign_wait_s[row] = self.kv_offset[row] = 0.0
+            self.reported_at_s[row] = _NEVER_S
+            self._dirty.add(row)
+        fresh = known[self.reported_at_s > _NEVER_S]
+        self._stale_at_s = float(fresh.min()) if len(fresh) else float("inf")
 
     def profile_prefill_s(self, row: int, fresh_tokens: float, cached_tokens: float) -> float:
         """What the GPU profile says, uncorrected, of a prefill on this instance when it runs alone."""
@@ -271,6 +353,7 @@ class Pool:
 
     def _apply_corrections(self) -> None:
         prefill, decode = self.corrections()
+        self._dirty = set(range(len(self.ids)))
         for name, correction in (("p", prefill), ("d", decode)):
             for degree in "012":
                 np.multiply(getattr(self, f"base_{name}{degree}"), correction, out=getattr(self, name + degree))
@@ -283,6 +366,43 @@ class Pool:
         prefill = (self.own_prefill * self.prefill_samples + (k + floor) * self.gpu_prefill) / (weights[0] + floor)
         decode = (self.own_decode * self.decode_samples + (k + floor) * self.gpu_decode) / (weights[1] + floor)
         return prefill, decode
+
+
+def _derive(inputs: Any, maximum: Callable[..., Any], minimum: Callable[..., Any]) -> tuple[Any, ...]:
+    """The derived quantities of one row (floats, max, min) or of all (arrays, np.maximum, np.minimum): same sums."""
+    (
+        d0,
+        d1,
+        d2,
+        p0,
+        max_seqs,
+        running,
+        bound,
+        foreign,
+        kv_own,
+        kv_offset,
+        kv_capacity,
+        remaining,
+        cache_tokens,
+    ) = inputs
+    batch = running + bound + foreign
+    residents = maximum(batch, 1.0)
+    now_step_s = d0 + d1 * batch + d2 * kv_own
+    is_busy = minimum(running + foreign, 1.0)
+    seats = minimum(batch + 1.0, max_seqs)
+    mean_remaining_s = remaining * now_step_s / residents
+    kv_used = maximum(kv_own + kv_offset, 0.0)
+    return (
+        batch,
+        p0 + is_busy * (now_step_s - p0),
+        d0 + d1 * seats + d2 * kv_own,
+        0.5 * d2 * seats,
+        mean_remaining_s,
+        mean_remaining_s * maximum(batch + 1.0 - max_seqs, 0.0) / residents,
+        kv_used,
+        KV_FREE_SHARE * kv_capacity - kv_used,
+        cache_tokens - kv_capacity,
+    )
 
 
 def _facts(spec: InstanceSpec, profile: GpuProfile, shared: tuple[float, float]) -> dict[str, float | bool]:
@@ -305,7 +425,7 @@ def _facts(spec: InstanceSpec, profile: GpuProfile, shared: tuple[float, float])
         "own_decode": 1.0,
         "gpu_prefill": shared[0],
         "gpu_decode": shared[1],
-        "reported_at_s": -1e18,
+        "reported_at_s": _NEVER_S,
         "trust": 1.0,
         "box_p": scale * profile.prefill_per_token_s,
         "box_d": scale * profile.decode_base_s + decode_per_sequence,

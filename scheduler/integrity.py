@@ -52,7 +52,7 @@ def _check_pool(state: ClusterState, pool: Pool) -> None:
         kept = getattr(pool, name)
         if not np.allclose(kept, values, rtol=1e-6, atol=1e-3) or (kept < -1e-6).any():
             raise AssertionError(f"{pool.model}: {name} is {kept.tolist()}, counted {values.tolist()}")
-    if (pool.kv_used(state.now_s) < 0.0).any() or not pool.prefixes.holds_only_known():
+    if (pool.kv_used < 0.0).any() or not pool.prefixes.holds_only_known():
         raise AssertionError(f"{pool.model}: KV use or prefix index")
 
 

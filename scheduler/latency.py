@@ -4,7 +4,7 @@ For n new tokens after H cached ones, L more output tokens, batch B with context
 
     queue    = max(free_at - now, 0.25·queued work) + work that others queued
     seat     = max(B + 1 - max_seqs, 0)/B, or KV tokens short/KV used, whichever is more, x mean remaining time
-    prefill  = p1·n + p2·(n² + 2·H·n) + chunks·(p0, or a decode step while others decode)
+    prefill  = p1·n + p2·(n² + 2·H·n) + n/max_batched·(p0, or a decode step while others decode), at least one of them
     transfer = tokens not at the decode instance x bytes per token / slower of the two links
     decode   = L·(d0 + d1·(B + 1) + d2·(C + context + (B + 1)·L/2))
 
@@ -13,12 +13,14 @@ taken to be made up by arrivals, so each of its contexts grows by L/2 on average
 """
 
 from dataclasses import dataclass
+from math import exp, hypot, log
 
 import numpy as np
 
 from scheduler.decisions import LengthForecast
 from scheduler.estimate import Floats, Pool
 
+_LOGISTIC = 1.702
 _OVERDUE_SHARE = 0.25
 """Prefills that should have ended but did not are taken to need this share of their work still."""
 
@@ -40,66 +42,72 @@ class Demand:
         return max(self.length.p50_tokens - self.emitted, 1.0)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Terms:
     """Predicted seconds and tokens per instance of a pool, in its row order."""
 
     cached: Floats
     fresh: Floats
     queue_s: Floats
+    """Prefills that were sent before."""
     seat_s: Floats
+    """Wait for a sequence slot or for KV room to decode in."""
     chunk_s: Floats
     """Prefill without the cost of a step: what each decoding resident is delayed by."""
     prefill_s: Floats
     step_s: Floats
     """One decode step with this call in the batch."""
     decode_s: Floats
-    kv_used: Floats
 
 
 def cached_tokens(pool: Pool, demand: Demand) -> Floats:
     """Tokens of the prompt each instance is expected to hold; at least one token is always computed."""
     if not demand.prefix_hashes:
         return np.zeros(len(pool.ids))
-    depths = pool.prefixes.depths(demand.prefix_hashes)[pool.bits]
-    tokens: Floats = np.minimum(depths * float(demand.prefix_block_tokens), demand.context_tokens - 1.0) * pool.trust
+    tokens = pool.prefixes.depths(demand.prefix_hashes)[pool.bits]
+    tokens *= demand.prefix_block_tokens
+    np.minimum(tokens, demand.context_tokens - 1.0, out=tokens)
+    tokens *= pool.trust
     return tokens
 
 
 def predict(pool: Pool, demand: Demand, now_s: float) -> Terms:
-    """Predict every term of serving `demand` on every instance of the pool."""
+    """Predict every term of serving `demand` on every instance; the pool's derived quantities must be fresh."""
     context, output = float(demand.context_tokens), demand.output_tokens
     cached = cached_tokens(pool, demand)
     fresh = context - cached
-    fresh_report = (now_s - pool.reported_at_s) <= pool.config.stale_after_s
-    foreign = pool.foreign * fresh_report
-    kv_used = np.maximum(pool.kv_own + pool.kv_offset * fresh_report, 0.0)
-    batch = pool.running + pool.bound + foreign
-    seats = np.minimum(batch + 1.0, pool.max_seqs)
+    # p1·n + p2·(n² + 2·H·n) with n = context - H, gathered so that it takes the fewest array operations.
+    chunk_s = (pool.p1 + pool.p2 * (context + cached)) * fresh
+    chunks = fresh / pool.max_batched
+    np.maximum(chunks, 1.0, out=chunks)
+    chunks *= pool.chunk_base_s
+    chunks += chunk_s
+    step_s = pool.step_growth_s * output
+    step_s += pool.step_base_s
+    step_s += pool.d2 * context
+    return Terms(cached, fresh, _queue_s(pool, now_s), _seat_s(pool, context), chunk_s, chunks, step_s, step_s * output)
 
-    chunk_s = pool.p1 * fresh + pool.p2 * (fresh * (fresh + 2.0 * cached))
-    now_step_s = pool.d0 + pool.d1 * batch + pool.d2 * pool.kv_own
-    per_chunk_s = np.where(pool.running + foreign > 0.0, now_step_s, pool.p0)
-    prefill_s = chunk_s + np.ceil(fresh / pool.max_batched) * per_chunk_s
-    step_s = pool.d0 + pool.d1 * seats + pool.d2 * (pool.kv_own + context + (0.5 * output) * seats)
 
-    queue_s = np.maximum(pool.free_at_s - now_s, _OVERDUE_SHARE * pool.queued_work_s)
-    queue_s += pool.foreign_wait_s * fresh_report
-    over_seats = (batch + 1.0 - pool.max_seqs) / np.maximum(batch, 1.0)
-    over_kv = (kv_used + context + 1.0 - pool.kv_capacity) / np.maximum(kv_used, 1.0)
-    short = np.maximum(np.maximum(over_seats, over_kv), 0.0)
-    seat_s = short * (pool.remaining / np.maximum(batch, 1.0)) * now_step_s
-    return Terms(
-        cached=cached,
-        fresh=fresh,
-        queue_s=queue_s,
-        seat_s=seat_s,
-        chunk_s=chunk_s,
-        prefill_s=prefill_s,
-        step_s=step_s,
-        decode_s=output * step_s,
-        kv_used=kv_used,
-    )
+def _queue_s(pool: Pool, now_s: float) -> Floats:
+    queue_s = pool.free_at_s - now_s
+    np.maximum(queue_s, _OVERDUE_SHARE * pool.queued_work_s, out=queue_s)
+    queue_s += pool.foreign_wait_s
+    return queue_s
+
+
+def _seat_s(pool: Pool, context: float) -> Floats:
+    tightest = float(pool.kv_slack[pool.kv_slack.argmin()])
+    if context <= tightest:  # nowhere near a full KV cache: only sequence slots can be short
+        return pool.seat_wait_s
+    short = np.maximum(pool.kv_used + (context + 1.0) - pool.kv_capacity, 0.0) / np.maximum(pool.kv_used, 1.0)
+    return np.maximum(pool.seat_wait_s, short * pool.mean_remaining_s)
+
+
+def tokens_for_chance(demand: Demand, chance: float, speed_sigma: float) -> float:
+    """The output tokens that must fit so that the call ends in time with probability `chance`; see chance_to_fit."""
+    bounded = min(max(chance, 1e-9), 1.0 - 1e-9)
+    z = log(bounded / (1.0 - bounded)) / _LOGISTIC
+    return demand.output_tokens * exp(z * _sigma(demand, speed_sigma))
 
 
 def chance_to_fit(fit_tokens: Floats, demand: Demand, speed_sigma: float) -> Floats:
@@ -107,10 +115,14 @@ def chance_to_fit(fit_tokens: Floats, demand: Demand, speed_sigma: float) -> Flo
 
     The normal distribution is taken as the logistic 1/(1 + exp(-1.702 z)), off by at most 0.01.
     """
-    low = max(demand.length.p10_tokens - demand.emitted, 1.0)
-    high = max(demand.length.p90_tokens - demand.emitted, 1.0)
-    spread = np.log(high / low) / 2.563  # ln(p90/p10) of a log-normal is 2 x 1.2816 sigma
-    sigma = max(float(np.hypot(spread, speed_sigma)), 1e-3)
-    z = np.log(np.maximum(fit_tokens, 1e-9) / demand.output_tokens) * (1.702 / sigma)
+    ratio = np.log(np.maximum(fit_tokens, 1e-9) / demand.output_tokens)
+    z = ratio * (_LOGISTIC / _sigma(demand, speed_sigma))
     chance: Floats = 1.0 / (1.0 + np.exp(-np.clip(z, -60.0, 60.0)))
     return chance
+
+
+def _sigma(demand: Demand, speed_sigma: float) -> float:
+    low = max(demand.length.p10_tokens - demand.emitted, 1.0)
+    high = max(demand.length.p90_tokens - demand.emitted, 1.0)
+    spread = log(high / low) / 2.563  # ln(p90/p10) of a log-normal is 2 x 1.2816 sigma
+    return max(hypot(spread, speed_sigma), 1e-3)

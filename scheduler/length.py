@@ -7,7 +7,7 @@ P(L ≤ x | L > emitted) = (F(x) - F(emitted)) / (1 - F(emitted)).
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import erf, floor, log, log2, sqrt
 
 import numpy as np
@@ -20,6 +20,8 @@ PER_DOUBLING = 4
 BUCKETS = 72
 """Up to 2^18 output tokens."""
 _TAIL = 1e-6
+_PARENT_EVERY = 16
+"""After this many ended calls, keys that saw none of them take in what their parents learned."""
 
 Key = tuple[str, ...]
 
@@ -30,6 +32,11 @@ class LengthDistribution:
 
     cdf: tuple[float, ...]
     source: str
+    quantiles: tuple[float, float, float] = field(init=False)
+    """p10, p50 and p90 of a call that has put out nothing yet."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "quantiles", tuple(self.quantile(share) for share in (0.1, 0.5, 0.9)))
 
     def below(self, tokens: float) -> float:
         """P(L ≤ tokens)."""
@@ -57,8 +64,10 @@ class LengthDistribution:
     def forecast(self, max_tokens: int | None, emitted: int = 0) -> LengthForecast:
         """Quantiles of the whole length, given `emitted` tokens so far and the call's own limit."""
         limit = float("inf") if max_tokens is None else float(max(max_tokens, emitted + 1))
-        p10, p50, p90 = (min(self.quantile(share, emitted), limit) for share in (0.1, 0.5, 0.9))
-        return LengthForecast(p10_tokens=p10, p50_tokens=p50, p90_tokens=p90, source=self.source)
+        p10, p50, p90 = self.quantiles
+        if emitted:
+            p10, p50, p90 = (self.quantile(share, emitted) for share in (0.1, 0.5, 0.9))
+        return LengthForecast(min(p10, limit), min(p50, limit), min(p90, limit), self.source)
 
 
 @dataclass(slots=True)
@@ -76,6 +85,7 @@ class LengthModel:
         self._prior = _lognormal(config.prior_median_tokens, config.prior_sigma)
         self._histograms: dict[Key, _Histogram] = {}
         self._cache: dict[Key, LengthDistribution] = {}
+        self._observed = 0
 
     def distribution(self, workflow: str, node: str, model: str, prompt_tokens: int) -> LengthDistribution:
         """What is known of the output length of such calls."""
@@ -96,9 +106,12 @@ class LengthModel:
             histogram.counts *= self._keep
             histogram.counts[bucket] += 1.0
             histogram.total = histogram.total * self._keep + 1.0
+            self._cache.pop(key, None)
         while len(self._histograms) > self._config.max_keys:
             del self._histograms[next(iter(self._histograms))]
-        self._cache.clear()
+        self._observed += 1
+        if self._observed % _PARENT_EVERY == 0:
+            self._cache.clear()
 
     def _smooth(self, keys: tuple[Key, ...]) -> LengthDistribution:
         shares, source = self._prior, "cold start"

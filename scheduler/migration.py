@@ -35,10 +35,12 @@ def may_move(call: Call, state: ClusterState, *, max_moves: int, cooldown_s: flo
     )
 
 
-def targets(pool: Pool, call: Call, demand: Demand, kv_used: Floats) -> Bools:
+def targets(pool: Pool, call: Call, demand: Demand) -> Bools:
     """Instances on which the call could go on: open, decoding, replaying, with KV room, and not where it is."""
     need = demand.context_tokens + demand.output_tokens
-    allowed = fits(pool, demand) & pool.can_decode & pool.can_replay & (kv_used + need <= _KV_ROOM * pool.kv_capacity)
+    allowed = (
+        fits(pool, demand) & pool.can_decode & pool.can_replay & (pool.kv_used + need <= _KV_ROOM * pool.kv_capacity)
+    )
     if call.seat is not None and call.seat.decode in pool.row:
         allowed[pool.row[call.seat.decode]] = False
     return allowed
@@ -62,7 +64,7 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     sigma = state.config.speed_sigma
     stay_chance = chance_to_stay(call, seen, deadline_s, now_s, sigma)
     chance = chance_to_fit((deadline_s - now_s - cost_s) / terms.step_s, demand, sigma)
-    pays = targets(pool, call, demand, terms.kv_used)
+    pays = targets(pool, call, demand)
     pays &= (gain_s >= max(limits.min_gain_s, limits.min_gain_share * stay_s)) & (gain_s > harm_s)
     pays &= chance >= stay_chance + limits.min_chance_gain
     row = argmin(go_s + harm_s, pays)
@@ -86,7 +88,7 @@ def evacuate(call: Call, state: ClusterState, policy: str, priority: int, now_s:
     terms = predict(pool, demand, now_s)
     cost_s, go_s = _go(terms)
     prefill_harm, decode_harm = harms(pool, terms, demand, state.config.agentserve)
-    pays = targets(pool, call, demand, terms.kv_used) & (cost_s < stay_s)
+    pays = targets(pool, call, demand) & (cost_s < stay_s)
     row = argmin(go_s + prefill_harm + decode_harm, pays)
     if row is None:
         return None

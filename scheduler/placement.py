@@ -7,22 +7,20 @@ Price of a placement, in seconds of somebody's delay:
                 + (d1 + d2·(context + L/2)) · tokens its decode residents put out meanwhile)
     + prefix · p1 · tokens of other prefixes it evicts + kv · (use above 80 %)² / 0.2²
 
-A split pair needs two KV links; its pairs come from the few best prefill and the few best decode instances.
+A split pair needs two KV links. Pairs are formed of the few best prefill and the few best decode instances, and only
+if the best of both, with free transfer, would beat the best colocated placement.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from scheduler.call import Call
 from scheduler.config import AgentServeConfig
 from scheduler.decisions import Candidate, Explanation, MigrationCause
-from scheduler.estimate import Bools, Floats, Pool
+from scheduler.estimate import KV_FREE_SHARE, Bools, Floats, Pool
 from scheduler.latency import Demand, Terms, predict
-from scheduler.selection import best_rows
-
-_KV_FREE_SHARE = 0.8
-"""KV use from which growth is priced: above it engines begin to preempt."""
+from scheduler.selection import argmin, best_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +50,28 @@ class Move:
     """Part of the time at the target that puts out no token: queue, seat, prefill of what was already computed."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Options:
     """All placements of a call that were weighed: rows 0 … n-1 colocated, then the split pairs."""
 
     pool: Pool
-    prefill_rows: list[int]
-    """Of the split pairs only."""
-    decode_rows: list[int]
+    terms: Terms
+    prefill_harm_s: Floats
+    decode_harm_s: Floats
     allowed: Bools
     cached: Floats
     queue_s: Floats
     prefill_s: Floats
-    transfer_s: Floats
+    transfer_s: Floats | None
+    """None: there are no split pairs, nothing is transferred."""
     decode_s: Floats
     step_s: Floats
     own_s: Floats
     harm_s: Floats
     """Weighted delay of others, evicted prefixes and KV pressure."""
+    prefill_rows: list[int] = field(default_factory=list)
+    """Of the split pairs only."""
+    decode_rows: list[int] = field(default_factory=list)
 
     def pair(self, option: int) -> tuple[int, int]:
         """Rows of the prefill and decode instance of an option."""
@@ -87,7 +89,7 @@ class Options:
             decode_instance=self.pool.ids[decode],
             predicted_queue_s=float(self.queue_s[option]),
             predicted_prefill_s=float(self.prefill_s[option]),
-            predicted_transfer_s=float(self.transfer_s[option]),
+            predicted_transfer_s=self._transfer_s(option),
             predicted_decode_s=float(self.decode_s[option]),
             predicted_finish_s=finish_s,
             slack_s=None if target_s is None else target_s - finish_s,
@@ -106,10 +108,13 @@ class Options:
             cached_tokens=float(self.cached[option]),
             queue_s=float(self.queue_s[option]),
             prefill_s=float(self.prefill_s[option]),
-            transfer_s=float(self.transfer_s[option]),
+            transfer_s=self._transfer_s(option),
             decode_s=float(self.decode_s[option]),
             reason=reason,
         )
+
+    def _transfer_s(self, option: int) -> float:
+        return 0.0 if self.transfer_s is None else float(self.transfer_s[option])
 
 
 def demand_of(call: Call) -> Demand:
@@ -125,7 +130,10 @@ def demand_of(call: Call) -> Demand:
 
 def fits(pool: Pool, demand: Demand) -> Bools:
     """Open instances whose KV cache takes the call at its median length, or at least its context and one token."""
-    roomy = pool.is_open & (pool.kv_capacity >= demand.context_tokens + demand.output_tokens)
+    need = demand.context_tokens + demand.output_tokens
+    if need <= pool.least_capacity:
+        return pool.is_open
+    roomy = pool.is_open & (pool.kv_capacity >= need)
     if roomy.any():
         return roomy
     return pool.is_open & (pool.kv_capacity >= demand.context_tokens + 1)
@@ -133,9 +141,11 @@ def fits(pool: Pool, demand: Demand) -> Bools:
 
 def colocated(pool: Pool, call: Call, demand: Demand) -> Bools:
     """Instances that may serve both phases: open, mixed, large enough, able to replay; not where it just failed."""
-    allowed = fits(pool, demand) & pool.can_prefill & pool.can_decode
+    allowed = pool.mixed
+    if demand.context_tokens + demand.output_tokens > pool.least_capacity:
+        allowed = allowed & fits(pool, demand)
     if call.emitted:
-        allowed &= pool.can_replay
+        allowed = allowed & pool.can_replay
     if call.failed_on is not None:
         allowed = without(pool, allowed, call.failed_on)
     return allowed
@@ -152,81 +162,89 @@ def without(pool: Pool, allowed: Bools, instance_id: str) -> Bools:
 
 
 def weigh(pool: Pool, call: Call, demand: Demand, prices: AgentServeConfig, now_s: float) -> Options:
-    """Weigh every colocated placement and the most promising split pairs of a call."""
+    """Weigh every colocated placement of a call."""
     terms = predict(pool, demand, now_s)
-    allowed = colocated(pool, call, demand)
-    prefill_harm, decode_harm = harms(pool, terms, demand, prices)
-    options = Options(
-        pool=pool,
-        prefill_rows=[],
-        decode_rows=[],
-        allowed=allowed,
-        cached=terms.cached,
-        queue_s=terms.queue_s + terms.seat_s,
-        prefill_s=terms.prefill_s,
-        transfer_s=np.zeros(len(pool.ids)),
-        decode_s=terms.decode_s,
-        step_s=terms.step_s,
-        own_s=terms.queue_s + terms.seat_s + terms.prefill_s + terms.decode_s,
-        harm_s=prefill_harm + decode_harm,
+    prefill_harm_s, decode_harm_s = harms(pool, terms, demand, prices)
+    queue_s = terms.queue_s + terms.seat_s
+    own_s = queue_s + terms.prefill_s
+    own_s += terms.decode_s
+    return Options(
+        pool,
+        terms,
+        prefill_harm_s,
+        decode_harm_s,
+        colocated(pool, call, demand),
+        terms.cached,
+        queue_s,
+        terms.prefill_s,
+        None,
+        terms.decode_s,
+        terms.step_s,
+        own_s,
+        prefill_harm_s + decode_harm_s,
     )
-    if pool.has_links and not (call.emitted and allowed.any()):
-        _add_pairs(options, call, demand, terms, prefill_harm, decode_harm, prices)
-    return options
 
 
 def harms(pool: Pool, terms: Terms, demand: Demand, prices: AgentServeConfig) -> tuple[Floats, Floats]:
     """Weighted harm done to others by the prefill and by the decode of a call, per instance."""
     output, context = demand.output_tokens, float(demand.context_tokens)
-    batch = pool.running + pool.bound
-    evicted = np.maximum(pool.cache_tokens + terms.fresh - pool.kv_capacity, 0.0)
-    prefill = prices.social_weight * terms.chunk_s * pool.running + prices.prefix_weight * pool.p1 * evicted
-    meanwhile = np.minimum(pool.remaining, batch * output)
-    slower = pool.d1 + pool.d2 * (context + 0.5 * output)
-    pressure = np.maximum((terms.kv_used + context + output) / pool.kv_capacity - _KV_FREE_SHARE, 0.0)
-    pressure *= pressure * (prices.kv_weight / (1.0 - _KV_FREE_SHARE) ** 2) * (1.0 + pool.preempted)
-    return prefill, prices.social_weight * slower * meanwhile + pressure
+    prefill = terms.chunk_s * pool.running
+    prefill *= prices.social_weight
+    evicted = pool.cache_excess + terms.fresh
+    np.maximum(evicted, 0.0, out=evicted)
+    evicted *= pool.p1
+    evicted *= prices.prefix_weight
+    prefill += evicted
+    slower = pool.d2 * (context + 0.5 * output)
+    slower += pool.d1
+    slower *= np.minimum(pool.remaining, pool.batch * output)
+    slower *= prices.social_weight
+    if context + output > float(pool.kv_slack[pool.kv_slack.argmin()]):
+        over = np.maximum(context + output - pool.kv_slack, 0.0) / pool.kv_capacity
+        slower += over * over * (1.0 + pool.preempted) * (prices.kv_weight / (1.0 - KV_FREE_SHARE) ** 2)
+    return prefill, slower
 
 
-def _add_pairs(
-    options: Options,
-    call: Call,
-    demand: Demand,
-    terms: Terms,
-    prefill_harm: Floats,
-    decode_harm: Floats,
-    prices: AgentServeConfig,
-) -> None:
-    """Append the split pairs of the best few prefill and decode instances to `options`."""
-    pool = options.pool
+def add_pairs(options: Options, call: Call, demand: Demand, prices: AgentServeConfig, below_s: float) -> None:
+    """Append the split pairs of the best few instances, unless even ideal ones would cost `below_s` or more."""
+    pool, terms = options.pool, options.terms
+    if not pool.has_links or (call.emitted and options.allowed.any()):
+        return
     linked = fits(pool, demand) & (pool.link > 0.0)
     if call.emitted:
         linked &= pool.can_replay
     prefills, decodes = linked & pool.can_prefill, linked & pool.can_decode
     if call.failed_on is not None:
         prefills, decodes = without(pool, prefills, call.failed_on), without(pool, decodes, call.failed_on)
-    count = prices.split_candidates
-    best_p = best_rows(terms.queue_s + terms.prefill_s + prefill_harm, prefills, count)
-    best_d = best_rows(terms.seat_s + terms.decode_s + decode_harm, decodes, count)
-    pairs = [(p, d) for p in best_p for d in best_d if p != d]
-    if not pairs:
+    first = terms.queue_s + terms.prefill_s + options.prefill_harm_s
+    second = terms.seat_s + terms.decode_s + options.decode_harm_s
+    best_p, best_d = argmin(first, prefills), argmin(second, decodes)
+    margin = prices.split_gain_share if options.allowed.any() else 0.0
+    if best_p is None or best_d is None or float(first[best_p] + second[best_d]) * (1.0 + margin) >= below_s:
         return
-    options.prefill_rows, options.decode_rows = [p for p, _ in pairs], [d for _, d in pairs]
-    p, d = np.array(options.prefill_rows), np.array(options.decode_rows)
+    count = prices.split_candidates
+    rows = [(p, d) for p in best_rows(first, prefills, count) for d in best_rows(second, decodes, count) if p != d]
+    if rows:
+        _append(options, demand, [p for p, _ in rows], [d for _, d in rows], margin)
+
+
+def _append(options: Options, demand: Demand, prefills: list[int], decodes: list[int], margin: float) -> None:
+    pool, terms = options.pool, options.terms
+    options.prefill_rows, options.decode_rows = prefills, decodes
+    p, d = np.array(prefills), np.array(decodes)
     moved = np.maximum(demand.context_tokens - terms.cached[d], 0.0)
     transfer_s = moved * pool.kv_bytes[p] / np.minimum(pool.link[p], pool.link[d])
-    queue_s, prefill_s, decode_s = terms.queue_s[p] + terms.seat_s[d], terms.prefill_s[p], terms.decode_s[d]
-    own_s = queue_s + prefill_s + transfer_s + decode_s
-    margin_s = prices.split_gain_share * own_s if options.allowed.any() else 0.0 * own_s
+    queue_s = terms.queue_s[p] + terms.seat_s[d]
+    own_s = queue_s + terms.prefill_s[p] + transfer_s + terms.decode_s[d]
+    options.transfer_s = np.concatenate((np.zeros(len(pool.ids)), transfer_s))
     for name, extra in (
-        ("allowed", np.ones(len(pairs), dtype=bool)),
+        ("allowed", np.ones(len(prefills), dtype=bool)),
         ("cached", terms.cached[p]),
         ("queue_s", queue_s),
-        ("prefill_s", prefill_s),
-        ("transfer_s", transfer_s),
-        ("decode_s", decode_s),
+        ("prefill_s", terms.prefill_s[p]),
+        ("decode_s", terms.decode_s[d]),
         ("step_s", terms.step_s[d]),
         ("own_s", own_s),
-        ("harm_s", prefill_harm[p] + decode_harm[d] + margin_s),
+        ("harm_s", options.prefill_harm_s[p] + options.decode_harm_s[d] + margin * own_s),
     ):
         setattr(options, name, np.concatenate((getattr(options, name), extra)))

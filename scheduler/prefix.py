@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _EVICT_TO = 0.8
+_FEW_BITS = 16
 _DEPTH_LIMIT = 65536
 """Blocks of one prompt that are indexed; also the span of one tick of the recency clock."""
 
@@ -50,9 +51,9 @@ class PrefixIndex:
         cache = self._caches.pop(instance_id)
         self._clear(cache, cache.recency)
 
-    def depths(self, hashes: Sequence[int]) -> NDArray[np.int64]:
+    def depths(self, hashes: Sequence[int]) -> NDArray[np.float64]:
         """How many leading blocks of `hashes` each instance holds, by bit."""
-        found = np.zeros(self._width * 8, dtype=np.int64)
+        found = np.zeros(self._width * 8, dtype=np.float64)
         get = self._masks.get
         start, end = 0, min(len(hashes), _DEPTH_LIMIT)
         mask = get(hashes[0], 0) if end else 0
@@ -65,7 +66,7 @@ class PrefixIndex:
                     low = middle
                 else:
                     high = middle
-            found[self._bits(mask)] = high
+            self._mark(found, mask, high)
             start = high
             mask = mask & get(hashes[high], 0) if high < end else 0
         return found
@@ -77,9 +78,8 @@ class PrefixIndex:
         cache.block_tokens = block_tokens
         bit = 1 << cache.bit
         masks, recency = self._masks, cache.recency
-        for block in hashes:
-            if block not in recency:
-                masks[block] = masks.get(block, 0) | bit
+        for block in [block for block in hashes if block not in recency]:
+            masks[block] = masks.get(block, 0) | bit
         newest = next(self._clock) * _DEPTH_LIMIT
         recency.update(zip(hashes, range(newest, newest - len(hashes), -1), strict=True))
         limit = cache.capacity_tokens * cache.share / block_tokens
@@ -120,6 +120,13 @@ class PrefixIndex:
             else:
                 del self._masks[block]
 
-    def _bits(self, mask: int) -> NDArray[np.intp]:
-        packed = np.frombuffer(mask.to_bytes(self._width, "little"), dtype=np.uint8)
-        return np.flatnonzero(np.unpackbits(packed, bitorder="little"))
+    def _mark(self, found: NDArray[np.float64], mask: int, depth: int) -> None:
+        """Write `depth` at the mask's bits: one by one if they are few, else by unpacking all."""
+        if mask.bit_count() > _FEW_BITS:
+            packed = np.frombuffer(mask.to_bytes(self._width, "little"), dtype=np.uint8)
+            np.putmask(found, np.unpackbits(packed, bitorder="little").view(np.bool_), depth)
+            return
+        while mask:
+            lowest = mask & -mask
+            found[lowest.bit_length() - 1] = depth
+            mask ^= lowest

@@ -1,19 +1,14 @@
 """Which of the weighed placements is taken? Just-enough, cheapest, and how ties and losers are told."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from scheduler.estimate import Bools, Floats
 
-Verdict = Callable[[int], str]
-
 
 def argmin(values: Floats, mask: Bools) -> int | None:
     """Row of the smallest value among `mask`; the first (smallest instance id) of equals; None if none is allowed."""
-    if not mask.any():
-        return None
-    return int(np.where(mask, values, np.inf).argmin())
+    rows = best_rows(values, mask, 1)
+    return rows[0] if rows else None
 
 
 def just_enough(meets: Bools, capability: Floats, finish: Floats) -> int | None:
@@ -35,13 +30,11 @@ def most_capable(allowed: Bools, capability: Floats, finish: Floats) -> int | No
 def best_rows(values: Floats, mask: Bools, count: int) -> list[int]:
     """Up to `count` allowed rows with the smallest values, best first; ties by row."""
     ranked = np.where(mask, values, np.inf)
-    allowed = int(np.count_nonzero(mask))
-    if count >= len(ranked):
-        rows = np.argsort(ranked, kind="stable")
-    else:
-        # One value is the bound: every row up to it, so that equal values are cut by row and not by the partition.
-        bound = np.partition(ranked, count)[count]
-        rows = np.flatnonzero(ranked <= bound)
-        rows = rows[np.argsort(ranked[rows], kind="stable")]
-    picked: list[int] = rows[: min(count, allowed)].tolist()
+    picked: list[int] = []
+    for _ in range(count):
+        row = int(ranked.argmin())
+        if ranked[row] == np.inf:
+            break
+        picked.append(row)
+        ranked[row] = np.inf
     return picked

@@ -24,7 +24,7 @@ def _instance(state: ClusterState, pool: Pool, row: int) -> dict[str, Any]:
     def at(values: Floats) -> float:
         return float(values[row])
 
-    kv_used = at(pool.kv_used(state.now_s))
+    kv_used = max(at(pool.kv_own) + at(pool.kv_offset), 0.0)
     return {
         "instance_id": name,
         "model": spec.model,

@@ -87,11 +87,8 @@ class ClusterState:
         pool = self.pools.get(self.model_of.get(spec.instance_id, ""))
         calls: list[Call] = []
         if pool is not None:
-            row = pool.row[spec.instance_id]
             if pool.specs[spec.instance_id] == spec:
-                was_open = bool(pool.is_open[row])
-                pool.is_open[row] = True
-                return not was_open
+                return pool.open(spec.instance_id, True)
             calls = [self.calls[name] for name in pool.residents[spec.instance_id]] if pool.model == spec.model else []
             self.lose(spec.instance_id)
         self._begin()
@@ -103,9 +100,13 @@ class ClusterState:
             self._recharge(call, joined, spec.instance_id)
         return True
 
+    def refresh(self, call: Call) -> None:
+        """Bring the pool that serves a call up to date, before a policy reads it."""
+        self.pools[call.arrived.model].refresh(self.now_s)
+
     def drain(self, pool: Pool, instance_id: str) -> None:
         """Let an instance take no new work."""
-        pool.is_open[pool.row[instance_id]] = False
+        pool.open(instance_id, False)
 
     def lose(self, instance_id: str) -> None:
         """Forget an instance; its calls keep their seat there until the driver reports them."""
@@ -302,8 +303,7 @@ class ClusterState:
         pool.mean_prompt_tokens += 0.02 * (event.prompt_tokens - pool.mean_prompt_tokens)
         if event.prefix_hashes:
             for name in dict.fromkeys((seat.prefill, seat.decode)):
-                held = pool.prefixes.insert(name, event.prefix_hashes, event.prefix_block_tokens)
-                pool.cache_tokens[pool.row[name]] = held
+                pool.hold_prefix(name, event.prefix_hashes, event.prefix_block_tokens)
 
     def _enqueue(self, call: Call, pool: Pool, seat: Seat) -> None:
         pool.queue(pool.row[seat.prefill], seat.queued_tokens, seat.work_s, self.now_s)
@@ -356,7 +356,7 @@ class ClusterState:
 
     def _remaining(self, call: Call) -> float:
         limit = call.arrived.max_tokens
-        length = call.distribution.quantile(0.5, call.emitted)
+        length = call.distribution.quantile(0.5, call.emitted) if call.emitted else call.distribution.quantiles[1]
         return max((length if limit is None else min(length, limit)) - call.emitted, 1.0)
 
     def _observe_first_token(self, call: Call, pool: Pool, seat: Seat) -> None:

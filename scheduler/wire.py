@@ -9,7 +9,6 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from functools import cache
 from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
 
 from scheduler import decisions, events
@@ -20,6 +19,9 @@ from scheduler.events import Event
 
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(events.Event)}
 _DECISIONS: dict[str, type] = {kind.__name__: kind for kind in get_args(decisions.Decision)}
+
+_NAMES: dict[type, tuple[str, ...]] = {}
+_HINTS: dict[type, dict[str, Any]] = {}
 
 
 class _Handles(Protocol):
@@ -93,14 +95,16 @@ def replay(lines: Iterable[str], make: Callable[[str, SchedulerConfig, int], _Ha
     return None
 
 
-@cache
-def _field_names(kind: Hashable) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+def _field_names(kind: type) -> tuple[str, ...]:
+    if kind not in _NAMES:
+        _NAMES[kind] = tuple(field.name for field in fields(kind))
+    return _NAMES[kind]
 
 
-@cache
-def _field_types(kind: Hashable) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _field_types(kind: type) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]
 
 
 def _plain(value: Any) -> Any:

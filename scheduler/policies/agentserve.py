@@ -7,16 +7,17 @@ gives way: its own time counts little and its priority is the lowest, but it is 
 latest start (deadline - predicted time), an order that holds as time passes.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from scheduler.call import Call
-from scheduler.config import AgentServeConfig
 from scheduler.decisions import Explanation
 from scheduler.estimate import Bools, Floats
-from scheduler.latency import Demand, chance_to_fit
+from scheduler.latency import Demand, tokens_for_chance
 from scheduler.migration import evacuate, rescue
-from scheduler.placement import Move, Options, Placement, demand_of, weigh
-from scheduler.selection import best_rows
+from scheduler.placement import Move, Options, Placement, add_pairs, demand_of, weigh
+from scheduler.selection import argmin, best_rows
 from scheduler.state import ClusterState
 
 PRIORITY_PER_S = 100.0
@@ -24,6 +25,15 @@ PRIORITY_PER_S = 100.0
 LOWEST_PRIORITY = 2**31 - 1
 _SAFE_SHARE = 0.5
 """Just enough rules when at least this share of the placements is safe."""
+_UNSAFE_S = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class _Priced:
+    price: Floats
+    rule: str
+    total: int
+    is_lost: bool
 
 
 class AgentServe:
@@ -33,27 +43,26 @@ class AgentServe:
 
     def place(self, call: Call, state: ClusterState, now_s: float) -> Placement | None:
         """The placement with the smallest price."""
-        prices = state.config.agentserve
         demand = demand_of(call)
-        options = weigh(state.pool_of(call), call, demand, prices, now_s)
-        total = int(np.count_nonzero(options.allowed))
-        if total == 0:
+        options = weigh(state.pool_of(call), call, demand, state.config.agentserve, now_s)
+        priced = _price(call, state, demand, options, now_s)
+        best = best_rows(priced.price, options.allowed, state.config.explained_candidates + 1)
+        if not best:
             return None
-        price, rule, is_lost = self._price(call, state, demand, options, total, now_s)
-        best = best_rows(price, options.allowed, state.config.explained_candidates + 1)
+        verdicts = ["chosen", *(_verdict(options, priced.price, best[0], option) for option in best[1:])]
         reason = Explanation(
             policy=self.name,
-            rule=rule,
+            rule=priced.rule,
             candidates=tuple(
-                options.candidate(option, now_s, call.target_deadline_s, _verdict(options, price, best[0], option))
-                for option in best
+                options.candidate(option, now_s, call.target_deadline_s, verdict)
+                for option, verdict in zip(best, verdicts, strict=True)
             ),
-            candidates_total=total,
+            candidates_total=priced.total,
             length=demand.length,
             target_deadline_s=call.target_deadline_s,
             latest_deadline_s=call.latest_deadline_s,
         )
-        urgency = LOWEST_PRIORITY if is_lost else priority(call, state, float(options.own_s[best[0]]), now_s)
+        urgency = LOWEST_PRIORITY if priced.is_lost else priority(call, state, float(options.own_s[best[0]]), now_s)
         return options.placement(best[0], urgency, reason)
 
     def rectify(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
@@ -64,23 +73,47 @@ class AgentServe:
         """Move a call that would stay long on a draining instance."""
         return evacuate(call, state, self.name, priority(call, state, _remaining_s(call), now_s), now_s)
 
-    def _price(
-        self, call: Call, state: ClusterState, demand: Demand, options: Options, total: int, now_s: float
-    ) -> tuple[Floats, str, bool]:
-        """Price per option, the rule it follows, and whether the call's run counts as lost."""
-        prices, sigma = state.config.agentserve, state.config.speed_sigma
+
+def _price(call: Call, state: ClusterState, demand: Demand, options: Options, now_s: float) -> _Priced:
+    """Price every option by the rule that the call's deadlines ask for; split pairs join where they can win."""
+    prices, sigma = state.config.agentserve, state.config.speed_sigma
+    target_s, latest_s = call.target_deadline_s, call.latest_deadline_s
+    total = int(np.count_nonzero(options.allowed))
+    if target_s is not None and total:
+        safe = _in_time(options, target_s - now_s, tokens_for_chance(demand, prices.safe_chance, sigma))
+        count = int(np.count_nonzero(safe))
+        if count >= max(_SAFE_SHARE * total, 1):
+            rule = f"just enough: least capability occupied, of {count} that meet the target deadline"
+            return _Priced(_just_enough(options, safe), rule, total, False)
+    price = options.own_s + options.harm_s
+    best = argmin(price, options.allowed)
+    add_pairs(options, call, demand, prices, float("inf") if best is None else float(price[best]))
+    if options.prefill_rows:
         price = options.own_s + options.harm_s
-        target_s, latest_s = call.target_deadline_s, call.latest_deadline_s
-        if latest_s is not None and _best_chance(options, demand, latest_s - now_s, sigma) < prices.lost_chance:
-            given_way = prices.lost_own_weight * options.own_s + options.harm_s
-            return given_way, f"run lost: gives way, least delay of others, of {total}", True
-        if target_s is not None:
-            safe = _chance(options, demand, target_s - now_s, sigma) >= prices.safe_chance
-            safe &= options.allowed
-            count = int(np.count_nonzero(safe))
-            if count >= max(_SAFE_SHARE * total, 1):
-                return _just_enough(options, safe, price), _just_enough_rule(count, prices), False
-        return price, f"least delay in sum: own time and delay of others, of {total}", False
+        total = int(np.count_nonzero(options.allowed))
+    if latest_s is not None:
+        fit_tokens = tokens_for_chance(demand, prices.lost_chance, sigma)
+        if not _in_time(options, latest_s - now_s, fit_tokens).any():
+            price = prices.lost_own_weight * options.own_s + options.harm_s
+            return _Priced(price, f"run lost: gives way, least delay of others, of {total}", total, True)
+    return _Priced(price, f"least delay in sum: own time and delay of others, of {total}", total, False)
+
+
+def _in_time(options: Options, left_s: float, fit_tokens: float) -> Bools:
+    """Options on which `fit_tokens` can be put out within `left_s`."""
+    needed_s = options.own_s - options.decode_s
+    needed_s += fit_tokens * options.step_s
+    return (needed_s <= left_s) & options.allowed
+
+
+def _just_enough(options: Options, safe: Bools) -> Floats:
+    """Harm plus own time weighed by the capability it occupies; options that are not safe come after all others."""
+    capability = options.pool.capability
+    price = capability / float(capability[capability.argmin()])
+    price *= options.own_s
+    price += options.harm_s
+    price += ~safe * _UNSAFE_S
+    return price
 
 
 def priority(call: Call, state: ClusterState, predicted_s: float, now_s: float) -> int:
@@ -94,32 +127,6 @@ def priority(call: Call, state: ClusterState, predicted_s: float, now_s: float) 
 
 def _remaining_s(call: Call) -> float:
     return 0.0 if call.seat is None else call.seat.predicted_decode_s
-
-
-def _chance(options: Options, demand: Demand, left_s: float, sigma: float) -> Floats:
-    """P(the call ends within `left_s`) for each option."""
-    before_decode_s = options.own_s - options.decode_s
-    return chance_to_fit((left_s - before_decode_s) / options.step_s, demand, sigma)
-
-
-def _best_chance(options: Options, demand: Demand, left_s: float, sigma: float) -> float:
-    return float(np.where(options.allowed, _chance(options, demand, left_s, sigma), 0.0).max())
-
-
-def _just_enough(options: Options, safe: Bools, price: Floats) -> Floats:
-    """Price with the own time weighed by what it occupies, for safe options; the others come after all of them."""
-    capability = options.pool.capability
-    pairs = len(options.prefill_rows)
-    if pairs:
-        capability = np.concatenate((capability, capability[options.decode_rows]))
-    relative = capability / capability[options.allowed].min()
-    occupied = options.own_s * relative + options.harm_s
-    worst = float(occupied[safe].max())
-    return np.where(safe, occupied, worst + price)
-
-
-def _just_enough_rule(count: int, prices: AgentServeConfig) -> str:
-    return f"just enough: least capability occupied, of {count} that meet the target with chance {prices.safe_chance}"
 
 
 def _verdict(options: Options, price: Floats, chosen: int, option: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from scheduler.call import Call
 from scheduler.decisions import Explanation
 from scheduler.estimate import Pool
-from scheduler.placement import Placement, demand_of, weigh
+from scheduler.placement import Placement, add_pairs, demand_of, weigh
 from scheduler.state import ClusterState
 
 
@@ -28,8 +28,9 @@ def place_at(
     """
     pool, demand = state.pool_of(call), demand_of(call)
     options = weigh(pool, call, demand, state.config.agentserve, now_s)
-    everything = np.flatnonzero(options.allowed).tolist()
-    whole = [option for option in everything if option < len(pool.ids)] or everything
+    if not options.allowed.any():
+        add_pairs(options, call, demand, state.config.agentserve, float("inf"))
+    whole = np.flatnonzero(options.allowed).tolist()
     if not whole:
         return None
     ranked = sorted(whole, key=lambda option: (rank(pool, options.pair(option)[1]), option))
