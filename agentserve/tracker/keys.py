@@ -1,7 +1,7 @@
 """Under which keys is what kept? One place; `docs/tracker.md` lists the same.
 
-The cluster's name is the hash tag of every key, so all keys of a cluster share a slot and a script may touch several
-of them on a Redis Cluster too.
+The cluster's name is the hash tag of every key, so all keys of a cluster are in one slot, as a script that touches
+several of them needs on a sharded server.
 """
 
 from typing import Final

@@ -200,9 +200,12 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_children_end_with_a_parent_that_is_killed(number: signal.Signals) -> None:
+async def test_children_end_with_a_parent_that_is_killed(number: signal.Signals, tmp_path: Path) -> None:
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+        *(sys.executable, "-c", PARENT),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     assert parent.stdout is not None
     pids = [int(word) for word in (await parent.stdout.readline()).split()]
