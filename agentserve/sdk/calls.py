@@ -68,8 +68,9 @@ class Call:
         )
 
     def not_ready(self, response: Any) -> bool:
-        """Whether a gateway that had gone away is back but not yet serving."""
-        return self.lost_once and response.status_code in (502, 503)
+        """Whether the gateway is just stopping or starting: it says when to come back, or had gone away before."""
+        away = response.status_code == 503 and "retry-after" in response.headers
+        return self.repeatable and (away or (self.lost_once and response.status_code in (502, 503)))
 
     def whole(self) -> bool:
         """Whether the response's body is to be read at once, so that a break in it can be repaired."""
@@ -112,6 +113,8 @@ def call_for(library: Any, request: Any, *, mark: str) -> Call:
     if body is None:
         repeatable = buffered and request.method in ("GET", "HEAD")
         return Call(library=library, original=request, carried=carried, mark=mark, progress=None, repeatable=repeatable)
+    if run is not None:
+        run.calls_model()
     carried[headers.REQUEST_ID] = request.headers.get(headers.REQUEST_ID) or _request_id(request)
     progress = StreamProgress(body) if body.get("stream") is True else None
     return Call(library=library, original=request, carried=carried, mark=mark, progress=progress, repeatable=True)

@@ -37,6 +37,12 @@ class CurrentRun:
     step_id: str | None = None
     node: str | None = None
     parents: tuple[str, ...] = ()
+    ledger: StepLedger = field(repr=False, compare=False)
+
+    def calls_model(self) -> None:
+        """Note that the step calls a model, so that it counts as one that does."""
+        if self.step_id is not None:
+            self.ledger.note_call(self.step_id)
 
     def headers(self) -> dict[str, str]:
         """The headers by which a call takes part in this run; names outside printable ASCII are percent-encoded."""
@@ -81,6 +87,7 @@ def current_run() -> CurrentRun | None:
         step_id=None if step is None else step.step_id,
         node=None if step is None else step.node,
         parents=() if step is None else step.parents,
+        ledger=run.ledger,
     )
 
 

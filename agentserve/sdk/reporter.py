@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agentserve.errors import AgentServeError
+from agentserve.errors import AgentServeError, Conflict
 from agentserve.sdk.rest import GatewayClient
 
 _log = logging.getLogger("agentserve.sdk")
@@ -48,13 +48,23 @@ class StepReporter:
     def _work(self) -> None:
         while batch := self._next_batch():
             run_id, events = batch
-            try:
-                self._gateway.report_steps(run_id, events)
-            except AgentServeError as error:
-                _log.warning("%d step reports of run %s were lost: %s", len(events), run_id, error)
+            self._send(run_id, events)
             with self._changed:
                 self._sending = None
                 self._changed.notify_all()
+
+    def _send(self, run_id: str, events: list[Mapping[str, Any]]) -> None:
+        try:
+            self._gateway.report_steps(run_id, events)
+        except Conflict as error:
+            # A call's headers told the gateway already, with other times; what follows the refused report still counts.
+            if len(events) == 1:
+                _log.debug("a step report of run %s was not needed: %s", run_id, error)
+            else:
+                for event in events:
+                    self._send(run_id, [event])
+        except AgentServeError as error:
+            _log.warning("%d step reports of run %s were lost: %s", len(events), run_id, error)
 
     def _next_batch(self) -> tuple[str, list[Mapping[str, Any]]] | None:
         with self._changed:

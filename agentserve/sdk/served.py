@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import merge_configs
+from langchain_core.runnables.graph import Graph
 from langgraph.graph import StateGraph
 
 from agentserve.errors import AgentServeError, BadInput, NotFound
@@ -26,7 +27,7 @@ from agentserve.sdk.tracking import StepTracker
 from agentserve.sdk.transport import instrument
 from workflows.graph import Workflow
 from workflows.langgraph import workflow_from_graph
-from workflows.run import RunStatus
+from workflows.run import RunStatus, StepKind
 
 _log = logging.getLogger("agentserve.sdk")
 _REST_THREADS: Final = 8
@@ -72,6 +73,7 @@ class ServedGraph(Runnable[Any, Any]):
         """The run that ended last, without its output; where runs overlap use `run` and `arun`."""
         self._client = client
         self._reporter = StepReporter(client)
+        self._learned: dict[str, StepKind] = {}
         self._registered = False
         self._registering = Lock()
         self._threads = ThreadPoolExecutor(_REST_THREADS, thread_name_prefix="agentserve-rest")
@@ -187,6 +189,11 @@ class ServedGraph(Runnable[Any, Any]):
                     break
                 yield part
 
+    def get_graph(self, config: RunnableConfig | None = None, **kwargs: Any) -> Graph:
+        """The graph's drawing."""
+        drawing: Graph = self.graph.get_graph(config, **kwargs)
+        return drawing
+
     def close(self) -> None:
         """Release threads and connections; the graph itself stays usable."""
         self._threads.shutdown()
@@ -203,7 +210,7 @@ class ServedGraph(Runnable[Any, Any]):
             self._registered = False
             self._register()
             self._client.create_run(run_id, self.workflow.name, slo_s)
-        ledger = StepLedger(self.workflow)
+        ledger = StepLedger(self.workflow, self._learned)
         run = ActiveRun(
             run_id=run_id,
             workflow=self.workflow.name,
@@ -231,9 +238,10 @@ class ServedGraph(Runnable[Any, Any]):
             answer = self._client.finish_run(run_id, status.value, error)
         except AgentServeError as problem:
             _log.warning("the end of run %s was not reported: %s", run_id, problem)
-        measured = answer.get("e2e_s")
-        if isinstance(measured, int | float):
-            e2e_s = float(measured)
+        submitted_s, finished_s = answer.get("submitted_s"), answer.get("finished_s")
+        if submitted_s is not None and finished_s is not None:
+            e2e_s = float(finished_s) - float(submitted_s)  # by the gateway's clock, as everything else that it records
+            slo_s = answer.get("slo_s", slo_s)
         attained = None if slo_s is None else status is RunStatus.SUCCEEDED and e2e_s <= slo_s
         opened.result = RunResult(
             output=None, run_id=run_id, e2e_s=e2e_s, slo_s=slo_s, attained=attained, status=status

@@ -57,8 +57,11 @@ class _Execution:
 class StepLedger:
     """The node executions of one run, in the order in which LangGraph began them. Safe to use from many threads."""
 
-    def __init__(self, workflow: Workflow) -> None:
+    def __init__(self, workflow: Workflow, learned: dict[str, StepKind] | None = None) -> None:
+        """`learned`: kinds of nodes as earlier runs showed them, shared with and extended by this run."""
         self._kinds = {node.name: node.kind for node in workflow.nodes}
+        self._learned = {} if learned is None else learned
+        self._calling: set[str] = set()
         self._edges = [(edge.source, edge.target) for edge in workflow.edges]
         self._by_namespace: dict[str, _Execution] = {}
         self._levels: dict[str, list[_Execution]] = {}
@@ -89,6 +92,19 @@ class StepLedger:
                 around.inner.append(execution)
             return execution.step
 
+    def note_call(self, step_id: str) -> None:
+        """The step called a model."""
+        with self._lock:
+            self._calling.add(step_id)
+
+    def end(self, step: NodeStep) -> None:
+        """The step ended: its node calls models, or (as far as is known) does not."""
+        with self._lock:
+            if step.step_id in self._calling:
+                self._learned[step.node] = StepKind.LLM
+            else:
+                self._learned.setdefault(step.node, StepKind.TOOL)
+
     def at(self, namespace: str) -> NodeStep | None:
         """The innermost step that a LangGraph checkpoint namespace lies in; None if it lies in none."""
         with self._lock:
@@ -103,6 +119,7 @@ class StepLedger:
         kind = self._kinds.get(execution.node)
         if kind is None:
             return None
+        kind = self._learned.get(execution.node, kind)
         return NodeStep(step_id=execution.path_id, node=execution.node, kind=kind, parents=execution.parents)
 
     def _enclosing(self, level: str) -> _Execution | None:

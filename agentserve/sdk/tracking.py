@@ -66,6 +66,7 @@ class StepTracker(BaseCallbackHandler):
         step = self._running.pop(run_id, None)
         if step is None:
             return
+        self._ledger.end(step)
         about = {"step_id": step.step_id, "node": step.node, "kind": step.kind.value, "parents": list(step.parents)}
         ended = {"event": "finished", **about, "at_s": self._clock(), "status": status.value}
         self._report(ended if error is None else {**ended, "error": error})

@@ -195,8 +195,10 @@ def test_a_gateway_never_seen_is_not_waited_for_long(monkeypatch: pytest.MonkeyP
     assert clock.now_s == pytest.approx(2.0)
 
 
-def test_a_503_is_an_answer_unless_the_gateway_was_lost_before() -> None:
+def test_a_503_is_an_answer_unless_the_gateway_says_when_to_come_back() -> None:
     assert client(Gateway(httpx.Response(503))).post(CHAT, json=BODY).status_code == 503
+    stopping = httpx.Response(503, headers={"retry-after": "1"})
+    assert client(Gateway(stopping, httpx.Response(200, json={}))).post(CHAT, json=BODY).status_code == 200
 
 
 def test_a_timeout_is_the_callers_own_and_not_repeated() -> None:

@@ -101,7 +101,7 @@ def judge(state: Work) -> str:
 
 builder = StateGraph(Work)
 builder.add_node("edit", edit)
-builder.add_node("run_tests", run_tests)
+builder.add_node("run_tests", run_tests, metadata={"agentserve.kind": "tool"})
 builder.add_edge(START, "edit")
 builder.add_edge("edit", "run_tests")
 builder.add_conditional_edges("run_tests", judge, ["edit", END])

@@ -83,10 +83,10 @@ def judge(state: Debate) -> Debate:
 
 
 builder = StateGraph(Debate)
-builder.add_node("open_round", open_round)
+builder.add_node("open_round", open_round, metadata={"agentserve.kind": "tool"})
 builder.add_node("advocate_for", advocate_for)
 builder.add_node("advocate_against", advocate_against)
-builder.add_node("close_round", close_round)
+builder.add_node("close_round", close_round, metadata={"agentserve.kind": "tool"})
 builder.add_node("judge", judge)
 builder.add_edge(START, "open_round")
 builder.add_edge("open_round", "advocate_for")

@@ -106,9 +106,9 @@ def answer(state: Ticket) -> Ticket:
 
 builder = StateGraph(Ticket)
 builder.add_node("classify", classify)
-builder.add_node("look_up_order", look_up_order)
-builder.add_node("search_help", search_help)
-builder.add_node("escalate", escalate)
+builder.add_node("look_up_order", look_up_order, metadata={"agentserve.kind": "tool"})
+builder.add_node("search_help", search_help, metadata={"agentserve.kind": "tool"})
+builder.add_node("escalate", escalate, metadata={"agentserve.kind": "tool"})
 builder.add_node("answer", answer)
 builder.add_edge(START, "classify")
 builder.add_conditional_edges("classify", route, ["look_up_order", "search_help", "escalate", "answer"])

@@ -114,7 +114,7 @@ def explain(state: Query) -> Query:
 
 builder = StateGraph(Query)
 builder.add_node("generate", generate)
-builder.add_node("check", check)
+builder.add_node("check", check, metadata={"agentserve.kind": "tool"})
 builder.add_node("repair", repair)
 builder.add_node("explain", explain)
 builder.add_edge(START, "generate")
