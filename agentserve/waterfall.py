@@ -11,7 +11,7 @@ from rich.text import Text
 
 from agentserve.journal import RunEvent
 from agentserve.reasons import call_words, deadline_words, seconds, verdict
-from agentserve.telemetry.story import CallStory, Phase, RunStory, StepStory, tell_run
+from agentserve.telemetry.story import CallStory, Phase, RunStory, StepStory, event_from_plain, tell_run
 from workflows.run import Run
 
 PHASE_STYLE: Final = {
@@ -34,7 +34,11 @@ _DURATION_WIDTH: Final = 9
 _MIN_WIDTH: Final = 60
 
 
-def render_run(run: Run | Mapping[str, Any], events: Sequence[RunEvent], *, now_s: float | None = None) -> "Waterfall":
+Events = Sequence[RunEvent | Mapping[str, Any]]
+"""Journal events, as such or as plain data from the gateway's REST answers."""
+
+
+def render_run(run: Run | Mapping[str, Any], events: Events, *, now_s: float | None = None) -> "Waterfall":
     """The run's header, a bar per step and call on one time axis, and under each why it was served where it was.
 
     `run` may be plain data as the gateway's REST answers it. `now_s` (Unix) is where bars of what still runs end;
@@ -43,7 +47,7 @@ def render_run(run: Run | Mapping[str, Any], events: Sequence[RunEvent], *, now_
     return Waterfall(run_story(run, events), now_s)
 
 
-def explain_json(run: Run | Mapping[str, Any], events: Sequence[RunEvent]) -> dict[str, Any]:
+def explain_json(run: Run | Mapping[str, Any], events: Events) -> dict[str, Any]:
     """What render_run draws, as plain data: run, steps with deadlines, calls with phases, decisions and moves."""
     story = run_story(run, events)
     told = asdict(story)
@@ -53,13 +57,15 @@ def explain_json(run: Run | Mapping[str, Any], events: Sequence[RunEvent]) -> di
     return told
 
 
-def run_story(run: Run | Mapping[str, Any], events: Sequence[RunEvent]) -> RunStory:
+def run_story(run: Run | Mapping[str, Any], events: Events) -> RunStory:
     """The story of a run from its journal, with what only its stored state knows added."""
     plain = _plain(run)
-    submitted_s = float(plain.get("submitted_s") or (events[0].at_s if events else 0.0))
-    story = tell_run(events)
+    run_id = str(plain.get("run_id") or "?")
+    journal = [event if isinstance(event, RunEvent) else event_from_plain(run_id, event) for event in events]
+    submitted_s = float(plain.get("submitted_s") or (journal[0].at_s if journal else 0.0))
+    story = tell_run(journal)
     if story is None:
-        story = RunStory(str(plain.get("run_id") or "?"), submitted_s, plain.get("finished_s") or submitted_s)
+        story = RunStory(run_id, submitted_s, plain.get("finished_s") or submitted_s)
     if plain.get("submitted_s") is not None:
         story.submitted_s = submitted_s
     for name in ("workflow", "slo_s", "deadline_s", "finished_s", "error"):

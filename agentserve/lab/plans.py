@@ -1,7 +1,7 @@
 """What is to be sent? Runs, their calls and the order of these, as a trace tells it, with nothing of how it will go."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agentserve.errors import BadInput
@@ -96,28 +96,33 @@ class FixedSlo:
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledSlo:
-    """A multiple, alpha, of the run's solo time on a reference GPU: the SLO scale of the serving literature."""
+class SoloScaleSlo:
+    """A multiple, alpha, of the run's solo time on a reference GPU: the SLO scale of the serving literature.
+
+    `model` None: the model that is replayed. Raises UnknownProfile, naming the known ones, when first used.
+    """
 
     alpha: float
-    reference: GpuProfile
+    gpu: str = "h100"
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
             raise BadInput(f"the SLO scale must be positive, not {self.alpha}")
 
-    @classmethod
-    def of(cls, alpha: float, gpu: str, model: str) -> "ScaledSlo":
-        """By the names of a GPU type and a model with a profile; UnknownProfile names the known ones."""
-        return cls(alpha, load_profile(gpu, model))
+    def for_model(self, model: str) -> "SoloScaleSlo":
+        """The same rule for the model that is replayed, unless it has a model of its own."""
+        return self if self.model is not None else replace(self, model=model)
 
     def slo_s(self, plan: RunPlan) -> float:
         """Seconds from submission to deadline."""
-        return self.alpha * solo_s(plan, self.reference)
+        if self.model is None:
+            raise BadInput("an SLO scale needs the model whose solo time it multiplies")
+        return self.alpha * solo_s(plan, load_profile(self.gpu, self.model))
 
     def describe(self) -> str:
         """The rule in words."""
-        return f"{self.alpha:g} x the run's solo time on one {self.reference.gpu}, tool times included"
+        return f"{self.alpha:g} x the run's solo time on one {self.gpu}, tool times included"
 
 
 def call_solo_s(step: StepPlan, profile: GpuProfile) -> float:

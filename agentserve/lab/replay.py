@@ -17,15 +17,16 @@ import orjson
 
 from agentserve import headers
 from agentserve.errors import AgentServeError, BadInput, Unavailable
-from agentserve.journal import Kind, RunEvent
-from agentserve.lab.plans import RunPlan, SloRule, StepPlan, Workload
+from agentserve.lab.plans import FixedSlo, RunPlan, SloRule, SoloScaleSlo, StepPlan, Workload
 from agentserve.lab.prompts import prompt_of
 from agentserve.lab.results import Placement, ReplayResult
 from agentserve.lab.sse import StreamMeter, error_text
 from agentserve.records import CallRecord, RunRecord
-from agentserve.telemetry.story import tell_run
+from agentserve.telemetry.story import event_from_plain, tell_run
 
 CALL_TIMEOUT_S: Final = 900.0
+__all__ = ["FixedSlo", "ReplayProgress", "ReplayResult", "SoloScaleSlo", "replay"]
+
 _MAX_CONNECTIONS: Final = 2000
 _EVENT_READERS: Final = 4
 
@@ -52,7 +53,7 @@ async def replay(
     model: str,
     speed: float = 1.0,
     slo: SloRule | None = None,
-    policy: str = "unknown",
+    policy: str | None = None,
     seed: int = 0,
     on_progress: Callable[[ReplayProgress], None] | None = None,
     client: httpx.AsyncClient | None = None,
@@ -61,7 +62,7 @@ async def replay(
 ) -> ReplayResult:
     """Send every run at its time and measure it; a run that fails is a missed one, and the others go on.
 
-    `policy` only labels the result. `run_prefix` keeps run ids apart (default: a fresh one). Placements, splits and
+    `policy` only labels the result (default: what the gateway says it is). `run_prefix` keeps run ids apart (default: a fresh one). Placements, splits and
     migrations are read from the gateway's journal after the last run. Raises BadInput for a speed that is not
     positive, Unavailable if no gateway answers at the start.
     """
@@ -85,7 +86,7 @@ async def replay(
     finished_s = time.time()
     placements = await session.read_placements() if with_placements else []
     return ReplayResult(
-        policy=policy,
+        policy=policy or await session.policy(),
         source=workload.source,
         model=model,
         speed=speed,
@@ -98,18 +99,6 @@ async def replay(
         placements=tuple(placements),
         notes=workload.notes,
         errors=dict(session.errors.most_common(20)),
-    )
-
-
-def event_from_plain(run_id: str, plain: Mapping[str, Any]) -> RunEvent:
-    """A journal event as the gateway's REST answers give it; KeyError or ValueError if it is none."""
-    return RunEvent(
-        run_id=str(plain.get("run_id") or run_id),
-        kind=Kind(plain["kind"]),
-        at_s=float(plain["at_s"]),
-        step_id=plain.get("step_id"),
-        request_id=plain.get("request_id"),
-        data=plain.get("data") or {},
     )
 
 
@@ -146,6 +135,11 @@ class _Replay:
         """Tell the gateway the graphs that the runs follow."""
         for workflow in workload.workflows.values():
             await self._request("PUT", f"/v1/workflows/{workflow.name}", workflow.to_dict())
+
+    async def policy(self) -> str:
+        """The policy that the gateway says it follows."""
+        answer = await self._request("GET", "/v1/cluster")
+        return str(answer.get("policy")) if isinstance(answer, dict) else "unknown"
 
     async def send_all(self, plans: Sequence[RunPlan]) -> None:
         """Start each run at its time and wait for all."""
@@ -319,9 +313,8 @@ class _Replay:
     async def _placements_of(self, run_id: str) -> list[Placement]:
         try:
             answer = await self._request("GET", f"/v1/runs/{run_id}/events")
-            rows = answer if isinstance(answer, list) else answer.get("events") or answer.get("data") or []
-            story = tell_run([event_from_plain(run_id, row) for row in rows])
-        except (AgentServeError, AttributeError, KeyError, TypeError, ValueError) as error:
+            story = tell_run([event_from_plain(run_id, row) for row in answer["data"]])
+        except (AgentServeError, KeyError, TypeError, ValueError) as error:
             self.errors[f"a journal could not be read ({type(error).__name__})"] += 1
             return []
         found: list[Placement] = []

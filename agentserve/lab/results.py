@@ -42,13 +42,13 @@ class ReplayResult:
     errors: Mapping[str, int]
     """What failed, as the gateway said it, with how often."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data; `from_dict` reads it back."""
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON data; `from_plain` reads it back."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ReplayResult":
-        """The result that `to_dict` gave; BadInput for anything else."""
+    def from_plain(cls, data: Mapping[str, Any]) -> "ReplayResult":
+        """The result that `to_plain` gave; BadInput for anything else."""
         try:
             given = {field.name: data[field.name] for field in fields(cls)}
             given["calls"] = tuple(CallRecord(**row) for row in given["calls"])
@@ -114,6 +114,6 @@ def save_results(path: Path, results: Sequence[ReplayResult]) -> None:
     """Write results as JSON; BadInput if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(orjson.dumps([result.to_dict() for result in results]))
+        path.write_bytes(orjson.dumps([result.to_plain() for result in results]))
     except OSError as error:
         raise BadInput(f"{path}: cannot be written ({error.strerror})") from None

@@ -127,6 +127,18 @@ class RunStory:
     steps: list[StepStory] = field(default_factory=list)
 
 
+def event_from_plain(run_id: str, plain: Mapping[str, Any]) -> RunEvent:
+    """A journal event as the gateway's REST answers give it; KeyError or ValueError if it is none."""
+    return RunEvent(
+        run_id=str(plain.get("run_id") or run_id),
+        kind=Kind(plain["kind"]),
+        at_s=float(plain["at_s"]),
+        step_id=plain.get("step_id"),
+        request_id=plain.get("request_id"),
+        data=plain.get("data") or {},
+    )
+
+
 def decision_of(event: RunEvent) -> Mapping[str, Any]:
     """The decision that a CALL_DECIDED event carries, as plain data with its `type`."""
     inner = event.data.get("decision")
