@@ -40,6 +40,8 @@ _TABLE = _INPUTS + _DERIVED + _OTHERS
 _NEVER_S = -1e18
 KV_FREE_SHARE = 0.8
 """KV use from which growth is priced: above it engines begin to preempt."""
+_SHARE_EVERY = 16
+"""After this many speed samples, instances that gave none take in what their GPU type's others showed."""
 _REFRESH_ROWS = 8
 """Up to this many changed rows are derived one by one, more all at once (measured: equal cost near 8 rows)."""
 _BOOLS = ("is_open", "can_prefill", "can_decode", "can_replay")
@@ -149,7 +151,10 @@ class Pool:
         """Open instances that serve both phases."""
         self.least_capacity = 0.0
         """The smallest KV cache of any instance."""
+        self.relative_capability = np.zeros(0)
+        """Capability against the weakest instance's."""
         self._dirty: set[int] = set()
+        self._learned = 0
         self._stale_at_s = float("inf")
         self._adopt(np.zeros((len(_TABLE), 0)), np.zeros((len(_BOOLS), 0), dtype=bool))
 
@@ -201,6 +206,7 @@ class Pool:
         self.mixed = self.is_open & self.can_prefill & self.can_decode
         self.has_links = int(np.count_nonzero(self.link)) > 1
         self.least_capacity = float(self.kv_capacity.min()) if self.ids else 0.0
+        self.relative_capability = self.capability / (self.capability.min() if self.ids else 1.0)
         self._dirty = set(range(len(self.ids)))
 
     def _index(self, ids: tuple[str, ...]) -> None:
@@ -349,22 +355,23 @@ class Pool:
         samples[row] += 1.0
         mates = self.gpu_code == self.gpu_code[row]
         shared[mates] += self.config.gpu_alpha * (bounded - float(shared[row]))
-        self._apply_corrections()
+        self._learned += 1
+        self._apply_corrections(slice(row, row + 1) if self._learned % _SHARE_EVERY else slice(None))
 
-    def _apply_corrections(self) -> None:
-        prefill, decode = self.corrections()
-        self._dirty = set(range(len(self.ids)))
-        for name, correction in (("p", prefill), ("d", decode)):
-            for degree in "012":
-                np.multiply(getattr(self, f"base_{name}{degree}"), correction, out=getattr(self, name + degree))
+    def _apply_corrections(self, rows: slice = slice(None)) -> None:
+        prefill, decode = self.corrections(rows)
+        self._dirty.update(range(*rows.indices(len(self.ids))))
+        for name in ("p0", "p1", "p2"):
+            getattr(self, name)[rows] = getattr(self, f"base_{name}")[rows] * prefill
+        for name in ("d0", "d1", "d2"):
+            getattr(self, name)[rows] = getattr(self, f"base_{name}")[rows] * decode
 
-    def corrections(self) -> tuple[Floats, Floats]:
+    def corrections(self, rows: slice = slice(None)) -> tuple[Floats, Floats]:
         """Observed ÷ predicted times of prefill and decode, per instance, as they are applied."""
-        k = self.config.gpu_samples
-        weights = (self.prefill_samples + k, self.decode_samples + k)
-        floor = 1e-9  # k = 0 and no samples: nothing is known, the shared ratio stands
-        prefill = (self.own_prefill * self.prefill_samples + (k + floor) * self.gpu_prefill) / (weights[0] + floor)
-        decode = (self.own_decode * self.decode_samples + (k + floor) * self.gpu_decode) / (weights[1] + floor)
+        k = self.config.gpu_samples + 1e-9  # k = 0 and no samples: the shared ratio stands
+        prefill_n, decode_n = self.prefill_samples[rows], self.decode_samples[rows]
+        prefill = (self.own_prefill[rows] * prefill_n + k * self.gpu_prefill[rows]) / (prefill_n + k)
+        decode = (self.own_decode[rows] * decode_n + k * self.gpu_decode[rows]) / (decode_n + k)
         return prefill, decode
 
 

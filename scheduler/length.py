@@ -20,8 +20,9 @@ PER_DOUBLING = 4
 BUCKETS = 72
 """Up to 2^18 output tokens."""
 _TAIL = 1e-6
-_PARENT_EVERY = 16
-"""After this many ended calls, keys that saw none of them take in what their parents learned."""
+_REBUILD_SHARE = 0.05
+_PARENT_SHARE = 0.25
+"""A distribution is built anew when its own samples, or its model's, have grown by these shares."""
 
 Key = tuple[str, ...]
 
@@ -74,6 +75,7 @@ class LengthDistribution:
 class _Histogram:
     counts: NDArray[np.float64]
     total: float = 0.0
+    seen: int = 0
 
 
 class LengthModel:
@@ -84,17 +86,21 @@ class LengthModel:
         self._keep = 0.5 ** (1.0 / config.half_life_samples)
         self._prior = _lognormal(config.prior_median_tokens, config.prior_sigma)
         self._histograms: dict[Key, _Histogram] = {}
-        self._cache: dict[Key, LengthDistribution] = {}
-        self._observed = 0
+        self._cache: dict[Key, tuple[LengthDistribution, int, int]] = {}
 
     def distribution(self, workflow: str, node: str, model: str, prompt_tokens: int) -> LengthDistribution:
         """What is known of the output length of such calls."""
         keys = _keys(workflow, node, model, prompt_tokens)
-        found = self._cache.get(keys[-1])
-        if found is None:
-            if len(self._cache) >= self._config.max_keys:
-                self._cache.clear()
-            found = self._cache[keys[-1]] = self._smooth(keys)
+        cached = self._cache.get(keys[-1])
+        own, widest = self._seen(keys[-1]), self._seen(keys[0])
+        if cached is not None:
+            found, own_then, widest_then = cached
+            if own - own_then <= _REBUILD_SHARE * own_then and widest - widest_then <= _PARENT_SHARE * widest_then:
+                return found
+        if len(self._cache) >= self._config.max_keys:
+            self._cache.clear()
+        found = self._smooth(keys)
+        self._cache[keys[-1]] = (found, own, widest)
         return found
 
     def observe(self, workflow: str, node: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
@@ -106,12 +112,14 @@ class LengthModel:
             histogram.counts *= self._keep
             histogram.counts[bucket] += 1.0
             histogram.total = histogram.total * self._keep + 1.0
-            self._cache.pop(key, None)
+            histogram.seen += 1
         while len(self._histograms) > self._config.max_keys:
             del self._histograms[next(iter(self._histograms))]
-        self._observed += 1
-        if self._observed % _PARENT_EVERY == 0:
-            self._cache.clear()
+        self.distribution(workflow, node, model, prompt_tokens)  # built now, not while the next call waits for it
+
+    def _seen(self, key: Key) -> int:
+        histogram = self._histograms.get(key)
+        return 0 if histogram is None else histogram.seen
 
     def _smooth(self, keys: tuple[Key, ...]) -> LengthDistribution:
         shares, source = self._prior, "cold start"

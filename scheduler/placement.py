@@ -83,18 +83,19 @@ class Options:
     def candidate(self, option: int, now_s: float, target_s: float | None, verdict: str) -> Candidate:
         """The figures of one option as decision data."""
         prefill, decode = self.pair(option)
-        finish_s = now_s + float(self.own_s[option])
+        finish_s = now_s + self.own_s.item(option)
+        ids = self.pool.ids
         return Candidate(
-            prefill_instance=self.pool.ids[prefill],
-            decode_instance=self.pool.ids[decode],
-            predicted_queue_s=float(self.queue_s[option]),
-            predicted_prefill_s=float(self.prefill_s[option]),
-            predicted_transfer_s=self._transfer_s(option),
-            predicted_decode_s=float(self.decode_s[option]),
-            predicted_finish_s=finish_s,
-            slack_s=None if target_s is None else target_s - finish_s,
-            cached_tokens=int(self.cached[option]),
-            verdict=verdict,
+            ids[prefill],
+            ids[decode],
+            self.queue_s.item(option),
+            self.prefill_s.item(option),
+            self._transfer_s(option),
+            self.decode_s.item(option),
+            finish_s,
+            None if target_s is None else target_s - finish_s,
+            int(self.cached.item(option)),
+            verdict,
         )
 
     def placement(self, option: int, priority: int, reason: Explanation) -> Placement:

@@ -37,6 +37,7 @@ class PrefixIndex:
         self._caches: dict[str, _Cache] = {}
         self._clock = count(1)
         self._width = 8
+        self._everyone = 0
 
     def add_instance(self, instance_id: str, capacity_tokens: float) -> int:
         """Start to index an instance; returns its bit, which `depths` uses as position."""
@@ -44,15 +45,17 @@ class PrefixIndex:
         bit = next(i for i in range(len(used) + 1) if i not in used)
         self._width = max(self._width, bit // 8 + 1)
         self._caches[instance_id] = _Cache(bit, capacity_tokens)
+        self._everyone |= 1 << bit
         return bit
 
     def drop_instance(self, instance_id: str) -> None:
         """Forget an instance and all it held."""
         cache = self._caches.pop(instance_id)
+        self._everyone &= ~(1 << cache.bit)
         self._clear(cache, cache.recency)
 
     def depths(self, hashes: Sequence[int]) -> NDArray[np.float64]:
-        """How many leading blocks of `hashes` each instance holds, by bit."""
+        """How many leading blocks of `hashes` each instance holds, by bit; meaningless at bits of no instance."""
         found = np.zeros(self._width * 8, dtype=np.float64)
         get = self._masks.get
         start, end = 0, min(len(hashes), _DEPTH_LIMIT)
@@ -122,6 +125,9 @@ class PrefixIndex:
 
     def _mark(self, found: NDArray[np.float64], mask: int, depth: int) -> None:
         """Write `depth` at the mask's bits: one by one if they are few, else by unpacking all."""
+        if mask == self._everyone:
+            found.fill(depth)
+            return
         if mask.bit_count() > _FEW_BITS:
             packed = np.frombuffer(mask.to_bytes(self._width, "little"), dtype=np.uint8)
             np.putmask(found, np.unpackbits(packed, bitorder="little").view(np.bool_), depth)

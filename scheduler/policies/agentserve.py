@@ -84,7 +84,7 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
         count = int(np.count_nonzero(safe))
         if count >= max(_SAFE_SHARE * total, 1):
             rule = f"just enough: least capability occupied, of {count} that meet the target deadline"
-            return _Priced(_just_enough(options, safe), rule, total, False)
+            return _Priced(_just_enough(options, safe, is_everywhere=count == len(safe)), rule, total, False)
     price = options.own_s + options.harm_s
     best = argmin(price, options.allowed)
     add_pairs(options, call, demand, prices, float("inf") if best is None else float(price[best]))
@@ -106,13 +106,12 @@ def _in_time(options: Options, left_s: float, fit_tokens: float) -> Bools:
     return (needed_s <= left_s) & options.allowed
 
 
-def _just_enough(options: Options, safe: Bools) -> Floats:
+def _just_enough(options: Options, safe: Bools, *, is_everywhere: bool) -> Floats:
     """Harm plus own time weighed by the capability it occupies; options that are not safe come after all others."""
-    capability = options.pool.capability
-    price = capability / float(capability[capability.argmin()])
-    price *= options.own_s
+    price = options.own_s * options.pool.relative_capability
     price += options.harm_s
-    price += ~safe * _UNSAFE_S
+    if not is_everywhere:
+        price += ~safe * _UNSAFE_S
     return price
 
 
