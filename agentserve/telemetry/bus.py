@@ -154,9 +154,9 @@ class Bus:
     def retain(self, topic: str, payload: bytes) -> None:
         """Make `payload` the retained message of `topic`, now and again after each reconnect (QoS 1)."""
         self._check_size(topic, payload)
-        self._facts[topic] = payload
-        self._unsent_facts.pop(topic, None)  # to the end: facts leave in the order they were last stated
-        self._unsent_facts[topic] = payload
+        for facts in (self._facts, self._unsent_facts):
+            facts.pop(topic, None)  # to the end: facts leave in the order they were last stated
+            facts[topic] = payload
         self._settled.clear()
         self._wake.set()
 

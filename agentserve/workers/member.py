@@ -39,7 +39,8 @@ class Member:
     static: bool = False
     announce: Announce | None = None
     state: MemberState = MemberState.WAITING
-    wants_drain: bool = False
+    drain_boot_id: str | None = None
+    """The boot that asked for no more work; known, at times, before that boot has announced itself."""
     reason: str | None = None
     """Why it is lost or refused."""
     report: Report | None = None
@@ -57,6 +58,11 @@ class Member:
         return self.announce.boot_id if self.announce else None
 
     @property
+    def wants_drain(self) -> bool:
+        """Whether its present boot asked for no more work."""
+        return self.drain_boot_id is not None and self.drain_boot_id == self.boot_id
+
+    @property
     def is_live(self) -> bool:
         """Whether the scheduler knows it as an instance now."""
         return self.state in (MemberState.ONLINE, MemberState.DRAINING)
@@ -70,7 +76,7 @@ class Member:
         if self.boot_id != announce.boot_id:
             if self.boot_id is not None:
                 self.past_boots.append(self.boot_id)
-            self.report, self.clock_skew_s, self.wants_drain = None, None, False
+            self.report, self.clock_skew_s = None, None
             self.lost_by, self.hold_down_s = None, 0.0
         self.announce = announce
 

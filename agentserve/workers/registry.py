@@ -142,15 +142,20 @@ class Registry:
             member.state = MemberState.WAITING
 
     def _status_changed(self, status: Status, now_s: float) -> None:
-        member = self._members.get(status.worker_id)
-        if member is None or member.static or member.boot_id != status.boot_id:
-            return
         if status.state == "offline":
-            if member.is_live:
-                self._lose(member, "its worker left or its connection broke", Witness.TELEMETRY, now_s)
+            gone = self._members.get(status.worker_id)
+            if gone is not None and gone.is_live and not gone.static and gone.boot_id == status.boot_id:
+                self._lose(gone, "its worker left or its connection broke", Witness.TELEMETRY, now_s)
             return
-        was_draining, member.wants_drain = member.wants_drain, status.state == "draining"
-        if member.is_live and was_draining != member.wants_drain:
+        member = self._member(status.worker_id)
+        if member is None or member.static or status.boot_id in member.past_boots:
+            return
+        before = member.wants_drain
+        if status.state == "draining":
+            member.drain_boot_id = status.boot_id
+        elif member.drain_boot_id == status.boot_id:
+            member.drain_boot_id = None
+        if member.is_live and before != member.wants_drain:
             self._join(member)
 
     def _reported(self, report: Report, now_s: float) -> None:

@@ -188,11 +188,22 @@ def test_draining_and_resuming() -> None:
     assert gateway.state() is MemberState.ONLINE
 
 
-def test_a_worker_that_was_draining_when_the_gateway_started_takes_no_work() -> None:
+@pytest.mark.parametrize("facts", [(announce(), status("draining")), (status("draining"), announce())])
+def test_a_worker_that_was_draining_when_the_gateway_started_takes_no_work(facts: tuple[Message, Message]) -> None:
     gateway = Gateway()
-    for message in (announce(), status("draining"), report(1)):
+    for message in (*facts, report(1)):
         gateway.hear(message)
     assert gateway.take() == [("joined", "w", "m"), ("draining", "w"), ("reported", "w", 1)]
+
+
+def test_a_drain_ends_with_the_boot_that_asked_for_it() -> None:
+    gateway = joined_gateway()
+    gateway.hear(status("draining"))
+    gateway.hear(status("offline"))
+    gateway.take()
+    for message in (announce(boot="b2"), status("draining", boot="b1"), report(1, boot="b2")):
+        gateway.hear(message)
+    assert gateway.take() == [("joined", "w", "m"), ("reported", "w", 1)]
 
 
 def test_what_the_gateway_saw_counts_at_once_with_or_without_a_broker() -> None:
