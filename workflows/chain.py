@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
+from workflows.counts import MAX_VISIT
 from workflows.durations import Vector
 from workflows.graph import END, START
 from workflows.shape import able_to_end, back_edges, loops, post_dominators
@@ -64,7 +65,7 @@ class Chain:
             visits = seen.get(node, {})
             outcomes[node] = _posterior(expected, _totals(visits), PRIOR_OBSERVATIONS)
             if node in again and visits:
-                repeats[node] = _repeats_by_visit(outcomes[node], visits, closing[node])
+                repeats[node] = _repeats_by_visit(outcomes[node], visits, closing[node], again[node])
         return cls(outcomes, closing, repeats)
 
     @cached_property
@@ -245,16 +246,20 @@ def _not_rare(outcomes: Mapping[Outcome, float]) -> dict[Outcome, float]:
 
 
 def _repeats_by_visit(
-    overall: Mapping[Outcome, float], visits: Mapping[int, Mapping[Outcome, int]], closing: frozenset[Outcome]
+    overall: Mapping[Outcome, float],
+    visits: Mapping[int, Mapping[Outcome, int]],
+    closing: frozenset[Outcome],
+    again: float,
 ) -> list[float]:
-    """The probability of closing a loop at the first, second, ... visit."""
+    """The probability of closing a loop at the first, second, ... visit; the last holds for all later ones."""
     usual = sum(chance for outcome, chance in overall.items() if outcome in closing)
+    expected = VISIT_PRIOR_OBSERVATIONS * usual + PRIOR_OBSERVATIONS * again
+    weight = VISIT_PRIOR_OBSERVATIONS + PRIOR_OBSERVATIONS
     found = []
-    for visit in range(1, max(visits) + 1):
+    for visit in range(1, min(max(visits) + 1, MAX_VISIT) + 1):
         outcomes = visits.get(visit, {})
         closed = sum(count for outcome, count in outcomes.items() if outcome in closing)
-        weight = VISIT_PRIOR_OBSERVATIONS
-        found.append((closed + weight * usual) / (sum(outcomes.values()) + weight))
+        found.append((closed + expected) / (sum(outcomes.values()) + weight))
     return found
 
 

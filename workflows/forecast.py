@@ -13,6 +13,7 @@ import numpy as np
 
 from workflows.chain import Chain, Outcome
 from workflows.counts import (
+    MAX_VISIT,
     admit,
     decode,
     leaf_steps,
@@ -295,6 +296,6 @@ class _Reader:
             for visit, outcomes in visits.items():
                 for outcome, count in outcomes.items():
                     if left := tuple(name for name in outcome if name in kept and name != START):
-                        by_outcome = found.setdefault(node, {}).setdefault(min(visit, 64), {})
+                        by_outcome = found.setdefault(node, {}).setdefault(min(visit, MAX_VISIT), {})
                         by_outcome[left] = by_outcome.get(left, 0) + count
         return found

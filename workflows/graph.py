@@ -256,7 +256,7 @@ def _node_from_dict(data: Any, where: str) -> Node:
     name = _text(data, "name", where)
     kind = data.get("kind", "llm")
     if kind not in tuple(StepKind):
-        raise InvalidWorkflow(f"{where}: 'kind' must be one of {_listing(list(StepKind))}")
+        raise InvalidWorkflow(f"{where}: 'kind' must be one of {_listing([str(kind) for kind in StepKind])}")
     return Node(name, StepKind(kind))
 
 

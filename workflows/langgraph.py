@@ -98,10 +98,9 @@ def _outcomes_of(builder: Any, node: str, full: str, prefix: str, level: _Level)
 def _choice(builder: Any, branch: Any, prefix: str) -> Choice:
     """The declared ends of a conditional edge; without such, every node and END."""
     fans = _sends(branch.path)
-    ends: Iterable[tuple[Any, str]] = (branch.ends or {name: name for name in (*builder.nodes, END)}).items()
+    ends = branch.ends or {name: name for name in (*builder.nodes, END)}
     return [
-        ({_full(end, prefix): fans and end != END}, None if label == end else str(label)[:MAX_LABEL_CHARS])
-        for label, end in ends
+        ({_full(end, prefix): fans and end != END}, None if label == end else str(label)) for label, end in ends.items()
     ]
 
 
@@ -118,7 +117,7 @@ def _combined(full: str, always: Targets, choices: Sequence[Choice], level: _Lev
         key = frozenset(together)
         found.setdefault(key, together or {END: False})
         if label := " ".join(label for _, label in way if label):
-            level.labels.setdefault((full, key), label)
+            level.labels.setdefault((full, key), label[:MAX_LABEL_CHARS])
     return list(found.values())
 
 
@@ -130,7 +129,7 @@ def _count(choices: Sequence[Choice]) -> int:
 
 
 def _replace(level: _Level, outer: str, inner: _Level) -> None:
-    """Put a sub-graph's nodes in its node's place: what led to it leads to its first nodes, its END to what followed."""
+    """Put a sub-graph in its node's place: what led to it leads to its first nodes, its END to what followed."""
     after = level.follows.pop(outer)
     for source, outcomes in level.follows.items():
         level.follows[source] = _substituted(outcomes, outer, inner.follows[START])
