@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from secrets import token_hex
+from time import monotonic
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -12,7 +13,7 @@ from agentserve.emulator.api import Call, check_model, parse_call, prompt_ids_of
 from agentserve.emulator.config import EmulatorConfig
 from agentserve.emulator.driver import Driver, Ticket
 from agentserve.emulator.engine import Engine
-from agentserve.emulator.handoff import Handle, Peers, handle_from, params_for
+from agentserve.emulator.handoff import Peers, handle_from, params_for
 from agentserve.emulator.metrics import render
 from agentserve.emulator.render import Writer, error_body
 from agentserve.emulator.replies import Model, load_script
@@ -72,7 +73,7 @@ class App:
             await _answer(send, status, error_body(str(error), kind, status))
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method, path = scope["method"], scope["path"]
+        method, path, arrived_s = scope["method"], scope["path"], monotonic()
         if path.startswith("/emulator/kv/"):
             await _answer(send, 200, self._hand_over(method, unquote(path.removeprefix("/emulator/kv/"))))
         elif method == "GET" and path in _GET:
@@ -81,7 +82,7 @@ class App:
         elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
             body = await _read_json(receive, self.config.max_body_bytes)
             call = parse_call(body, self.config, self._model, is_chat=path == "/v1/chat/completions")
-            await self._complete(call, _request_id(body, scope), receive, send)
+            await self._complete(call, _request_id(body, scope), arrived_s, receive, send)
         elif method == "POST" and path in _POST:
             body = await _read_json(receive, self.config.max_body_bytes)
             await _answer(send, 200, orjson.dumps(_POST[path](self, body)))
@@ -90,14 +91,19 @@ class App:
 
     # Completions ------------------------------------------------------------------------------------------------
 
-    async def _complete(self, call: Call, request_id: str, receive: Receive, send: Send) -> None:
+    async def _complete(self, call: Call, request_id: str, arrived_s: float, receive: Receive, send: Send) -> None:
         self._calls += 1
         engine_request_id = f"{request_id}-{self._calls}"
         prefix = "chatcmpl" if call.is_chat else "cmpl"
         writer = Writer(call, f"{prefix}-{request_id}", self.config.model_name)
         handle = handle_from(call.kv_transfer_params or {})
-        remote = await self._peers.claim(handle) if handle else None
-        ticket = self._submit(call, engine_request_id, remote, handle)
+        request = self._engine_request(call, engine_request_id, await self._peers.claim(handle) if handle else None)
+        ticket = self._driver.submit(
+            request,
+            arrived_s=monotonic() if handle else arrived_s,
+            wake_at=1 if call.stream else request.output_tokens,
+            on_transferred=None if handle is None else lambda: self._peers.release_soon(handle),
+        )
         watcher = asyncio.create_task(self._abort_on_disconnect(receive, engine_request_id))
         try:
             if call.stream:
@@ -108,9 +114,9 @@ class App:
             watcher.cancel()
             self._driver.abort(engine_request_id)
 
-    def _submit(self, call: Call, request_id: str, remote: RemoteKv | None, handle: Handle | None) -> Ticket:
+    def _engine_request(self, call: Call, request_id: str, remote: RemoteKv | None) -> EngineRequest:
         ids = [*call.prompt_ids, *call.output_ids]
-        request = EngineRequest(
+        return EngineRequest(
             request_id=request_id,
             prompt_tokens=len(call.prompt_ids),
             output_tokens=len(call.output_ids),
@@ -119,8 +125,6 @@ class App:
             keep_kv=bool((call.kv_transfer_params or {}).get("do_remote_decode")),
             remote_kv=remote,
         )
-        on_transferred = None if handle is None else lambda: self._peers.release_soon(handle)
-        return self._driver.submit(request, 1 if call.stream else len(call.output_ids), on_transferred)
 
     async def _stream(self, call: Call, writer: Writer, ticket: Ticket, send: Send) -> None:
         total, interval, sent = len(call.output_ids), self.config.stream_interval, 0

@@ -51,17 +51,31 @@ class Driver:
         self.histograms = Histograms()
         self._started_s = monotonic()
         self._wake = asyncio.Event()
+        self._woken_s: float | None = None
         self._tickets: dict[str, Ticket] = {}
 
     def now_s(self) -> float:
         """Engine time."""
         return (monotonic() - self._started_s) * self.speed
 
-    def submit(self, request: EngineRequest, wake_at: int, on_transferred: Callable[[], None] | None = None) -> Ticket:
-        """Queue a request; `on_transferred` is called when its remote KV has arrived. Raises ValueError like `add`."""
+    def submit(
+        self,
+        request: EngineRequest,
+        *,
+        arrived_s: float,
+        wake_at: int,
+        on_transferred: Callable[[], None] | None = None,
+    ) -> Ticket:
+        """Queue a request that reached the server at `arrived_s` (monotonic). Raises ValueError like `Engine.add`.
+
+        An idle engine begins with it as of then, so that the emulator's own parsing, which is no part of what it
+        emulates, hides behind the first iteration. `on_transferred` is called when remote KV has arrived.
+        """
         self.engine.add(request)
-        ticket = Ticket(monotonic(), wake_at, on_transferred)
+        ticket = Ticket(arrived_s, wake_at, on_transferred)
         self._tickets[request.request_id] = ticket
+        if not self._wake.is_set():
+            self._woken_s = (arrived_s - self._started_s) * self.speed
         self._wake.set()
         return ticket
 
@@ -90,8 +104,7 @@ class Driver:
             self._note_admissions(result)
             delay_s = (end_s - self.now_s()) / self.speed
             if not result.duration_s:
-                await self._idle()
-                at_s, yielded_s = self.now_s(), monotonic()
+                at_s, yielded_s = max(at_s, await self._idle()), monotonic()
                 continue
             if delay_s >= SHORTEST_SLEEP_S:
                 await asyncio.sleep(delay_s)
@@ -111,8 +124,9 @@ class Driver:
         self.lost_s += self.lag_s
         return now_s
 
-    async def _idle(self) -> None:
-        self.lag_s = 0.0
+    async def _idle(self) -> float:
+        """Wait for a request or for an event that time brings; returns when the next iteration may begin."""
+        self.lag_s, self._woken_s = 0.0, None
         self._wake.clear()
         event_s = self.engine.next_event_s()
         delay_s = None if event_s is None else max(0.0, (event_s - self.now_s()) / self.speed)
@@ -120,7 +134,8 @@ class Driver:
             async with asyncio.timeout(delay_s):
                 await self._wake.wait()
         except TimeoutError:
-            return
+            return self.now_s()
+        return self.now_s() if self._woken_s is None else self._woken_s
 
     def _note_admissions(self, result: IterationResult) -> None:
         for request_id in result.started:
