@@ -62,9 +62,9 @@ async def replay(
 ) -> ReplayResult:
     """Send every run at its time and measure it; a run that fails is a missed one, and the others go on.
 
-    `policy` only labels the result (default: what the gateway says it is). `run_prefix` keeps run ids apart (default: a fresh one). Placements, splits and
-    migrations are read from the gateway's journal after the last run. Raises BadInput for a speed that is not
-    positive, Unavailable if no gateway answers at the start.
+    `policy` only labels the result (default: what the gateway says it is). `run_prefix` keeps run ids apart (default:
+    a fresh one). Placements, splits and migrations are read from the gateway's journal after the last run. Raises
+    BadInput for a speed that is not positive, Unavailable if no gateway answers at the start.
     """
     if not 0 < speed < 1e6:
         raise BadInput(f"speed is {speed}; expected a positive number")
