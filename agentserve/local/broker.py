@@ -2,9 +2,9 @@
 
 import asyncio
 import atexit
-import getpass
 import importlib.util
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -105,7 +105,7 @@ def _amqtt_config(config: BrokerConfig) -> dict[str, object]:
 def _mosquitto_config(port: int) -> Path:
     directory = tempfile.mkdtemp(prefix="agentserve-mosquitto-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    lines = (
+    lines = [
         f"listener {port} {HOST}",
         "allow_anonymous true",
         "persistence false",
@@ -114,8 +114,9 @@ def _mosquitto_config(port: int) -> Path:
         "log_dest stderr",
         "log_type error",
         "log_type warning",
-        f"user {getpass.getuser()}",
-    )
+    ]
+    if os.geteuid() == 0:  # else it would change to a user who may not read this file
+        lines.append("user root")
     path = Path(directory) / "mosquitto.conf"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
