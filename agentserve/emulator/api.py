@@ -99,7 +99,7 @@ def render_chat(body: Mapping[str, Any], *, add_generation_prompt: bool = True) 
         raise BadInput("messages: a list of at least one message is required")
     ids: list[int] = []
     if body.get("tools"):
-        ids += [SYSTEM, *encode(json.dumps(body["tools"], ensure_ascii=False))]
+        ids += [SYSTEM, *encode(_to_text(body["tools"], "tools"))]
     for index, message in enumerate(messages):
         ids += _message_ids(message, f"messages[{index}]")
     return [*ids, ASSISTANT] if add_generation_prompt else ids
@@ -130,17 +130,24 @@ def _message_ids(message: Any, where: str) -> list[int]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             raise BadInput(f"{where}.tool_calls: functions are required")
-        ids += [TOOL_CALL, *encode(_tool_call_text(function))]
+        ids += [TOOL_CALL, *encode(_tool_call_text(function, f"{where}.tool_calls"))]
     return ids
 
 
-def _tool_call_text(function: Mapping[str, Any]) -> str:
+def _tool_call_text(function: Mapping[str, Any], where: str) -> str:
     """The text that the model itself gives for a call, so that a conversation's next turn has the same prefix."""
     try:
         arguments = json.loads(function.get("arguments") or "{}")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         arguments = function.get("arguments")
-    return json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False)
+    return _to_text({"name": function.get("name"), "arguments": arguments}, where)
+
+
+def _to_text(value: Any, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise BadInput(f"{where}: nested too deeply") from None
 
 
 def _content_text(content: Any, where: str) -> str:

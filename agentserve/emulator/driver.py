@@ -11,6 +11,8 @@ from agentserve.emulator.sequence import EngineRequest, IterationResult
 
 SHORTEST_SLEEP_S: Final = 0.001
 """Shorter waits are not slept (the loop's timers tick in milliseconds): tokens may come that much early."""
+TIMER_LATE_S: Final = 0.0007
+"""How late the loop's timers come on average: they are rounded up to milliseconds."""
 LONGEST_BURST_S: Final = 0.005
 """While catching up, other tasks get their turn this often."""
 LARGEST_LAG_S: Final = 1.0
@@ -107,7 +109,7 @@ class Driver:
                 at_s, yielded_s = max(at_s, await self._idle()), monotonic()
                 continue
             if delay_s >= SHORTEST_SLEEP_S:
-                await asyncio.sleep(delay_s)
+                await asyncio.sleep(delay_s - TIMER_LATE_S)
                 yielded_s = monotonic()
             elif monotonic() - yielded_s > LONGEST_BURST_S:
                 await asyncio.sleep(0)

@@ -138,3 +138,12 @@ def test_a_bad_setting_is_named(field, value, message):
 def test_a_missing_script_is_named(tmp_path):
     with pytest.raises(BadInput, match="gone"):
         EmulatorConfig(script=tmp_path / "gone")
+
+
+def test_deeply_nested_tools_are_refused():
+    tools: list = []
+    for _ in range(5000):
+        tools = [tools]
+
+    with pytest.raises(BadInput, match="tools: nested too deeply"):
+        parse(tools=tools)
