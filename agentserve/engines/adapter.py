@@ -1,6 +1,6 @@
-"""What the gateway asks of any engine: a Protocol of four methods, and the values that pass through it."""
+"""What the gateway asks of any engine: a Protocol of five methods, and the values that pass through it."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -75,6 +75,10 @@ class EngineAdapter(Protocol):
 
     async def prefill(self, call: EngineCall) -> Mapping[str, Any]:
         """Run the prefill leg of a split call; returns the kv_transfer_params that its decode leg needs."""
+        ...
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str | None:
+        """The text of some token ids, U+FFFD where they break a character; None if the engine cannot say."""
         ...
 
     async def is_healthy(self) -> bool:

@@ -1,6 +1,6 @@
 """How is a call served by any OpenAI-compatible server? Plain fields only; it takes no token ids, so nothing moves."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -30,6 +30,10 @@ class OpenAiAdapter:
     async def prefill(self, call: EngineCall) -> Mapping[str, Any]:
         """Always EngineFailed: there is no KV to hand over."""
         raise EngineFailed(f"{self._http.url}: a plain OpenAI server cannot prefill for another")
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str | None:
+        """Always None: there are no token ids."""
+        return None
 
     async def is_healthy(self) -> bool:
         """Whether the list of models answers in time."""

@@ -1,13 +1,13 @@
 """How is a call served by vLLM, or by the emulator that speaks the same? Token ids out and in, priority, P/D legs."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from agentserve.engines.adapter import Capabilities, Delta, EngineCall, PrioritySign
 from agentserve.engines.bodies import attempt_path, prefill_body, vllm_body
 from agentserve.engines.chunks import parse_chunk
-from agentserve.engines.http import EngineHttp, EngineUnreachable
+from agentserve.engines.http import EngineHttp, EngineRefused, EngineUnreachable
 from agentserve.engines.sse import DONE
 from agentserve.errors import EngineFailed
 
@@ -41,6 +41,15 @@ class VllmAdapter:
         if not isinstance(params, dict):
             raise EngineFailed(f"{self._http.url}: the prefill leg gave no kv_transfer_params")
         return params
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str | None:
+        """The text of some token ids, as `/detokenize` gives it; None if this server has no such route."""
+        try:
+            answer = await self._http.json("/detokenize", {"model": model, "tokens": ids}, {})
+        except EngineRefused:
+            return None
+        text = answer.get("prompt")
+        return text if isinstance(text, str) else None
 
     async def is_healthy(self) -> bool:
         """Whether `/health` answers in time."""

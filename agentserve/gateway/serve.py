@@ -46,20 +46,21 @@ async def run_gateway(
     `on_ready` gets the base URL once requests are answered. Raises Unavailable (the port is in use, no Redis) and
     BadInput (unknown policy, bad URL, an event log that exists). Without a broker it warns and serves on.
     """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request to an engine
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
         async with running_app(settings, static_engines) as app:
             server = _Server(_uvicorn_config(app, settings))
             stopping = asyncio.create_task(_stop_on_signal(server, app.state.orchestrator, settings, handle_signals))
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
             try:
-                serving = asyncio.create_task(server.serve(sockets=[listener]))
                 await server.answering.wait()
                 if on_ready is not None and server.started:
                     on_ready(f"http://{settings.host}:{listener.getsockname()[1]}")
-                await serving
+                await asyncio.shield(serving)
             finally:
+                server.should_exit = True
                 stopping.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await stopping
+                await asyncio.wait({stopping, serving})
 
 
 @asynccontextmanager

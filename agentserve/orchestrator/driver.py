@@ -9,22 +9,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, Self
 
 from agentserve.engines import open_adapter
-from agentserve.engines.adapter import Delta, EngineAdapter
+from agentserve.engines.adapter import EngineAdapter
 from agentserve.engines.http import EngineUnreachable, Limits
 from agentserve.errors import AgentServeError, TooLarge, Unavailable
 from agentserve.journal import Kind, Sink
 from agentserve.orchestrator.acts import Acts
-from agentserve.orchestrator.call import Attempt, CallFailed, LiveCall
+from agentserve.orchestrator.call import CallFailed, LiveCall
 from agentserve.orchestrator.diary import Diary
 from agentserve.orchestrator.eventlog import EventLog
 from agentserve.orchestrator.instances import AdapterFactory, Instance
 from agentserve.orchestrator.prompts import PromptSizer
 from agentserve.orchestrator.request import CallRequest, migration_refusal
+from agentserve.orchestrator.serving import serve_call
 from agentserve.orchestrator.stream import JoinedStream
 from agentserve.settings import Settings
 from scheduler import events
@@ -67,8 +66,8 @@ class Orchestrator:
         )
         self._adapters = adapters or self._open_adapter
         self._log = event_log
-        self._traceparent = traceparent
-        self._sizer = PromptSizer()
+        self.traceparent = traceparent
+        self.sizer = PromptSizer()
         self._ids = itertools.count(1)
         self._inbox: deque[events.Event] = deque()
         self._handling = False
@@ -165,7 +164,7 @@ class Orchestrator:
         if not self.accepting:
             raise Unavailable("the gateway is stopping; try again")
         ids = request.resume and (*request.resume.prompt_ids, *request.resume.token_ids)
-        estimate = self._sizer.estimate(request.model, request.body, ids or None)
+        estimate = self.sizer.estimate(request.model, request.body, ids or None)
         if estimate.tokens > self.settings.max_prompt_tokens:
             raise TooLarge(
                 f"the prompt has about {estimate.tokens} tokens; the limit is {self.settings.max_prompt_tokens}"
@@ -182,7 +181,7 @@ class Orchestrator:
             stream=request.wants_stream,
             traceparent=request.traceparent,
         )
-        live.task = self._tasks.create_task(self._serve(live), name=f"call {request.request_id}")
+        live.task = self._tasks.create_task(serve_call(self, live), name=f"call {request.request_id}")
         self.feed(self._arrival(live))
         return live
 
@@ -295,162 +294,14 @@ class Orchestrator:
             return "its engines give no token ids"
         return None
 
-    # -- one call ----------------------------------------------------------------------------------------------------
-
-    async def _serve(self, live: LiveCall) -> None:
-        try:
-            async with asyncio.timeout(self.settings.call_timeout_s):
-                while live.outcome is None:
-                    attempt = await live.next_attempt()
-                    await self._run_attempt(live, attempt)
-        except TimeoutError:
-            self._give_up(live, CallFailed(f"no answer within {self.settings.call_timeout_s:g} s", 504, "timeout"))
-        except Exception:  # the boundary of one call: a defect met here must not end the others
-            logger.exception("call %s met a defect", live.request_id)
-            self._give_up(live, CallFailed("internal error", 500, "internal_error"))
-
-    async def _run_attempt(self, live: LiveCall, attempt: Attempt) -> None:
-        if (last := live.stream.finish_if_exhausted()) is not None:
-            live.push(last)
-            self._finish(live)
-            return
-        leg = live.leg = asyncio.create_task(self._leg(live, attempt))
-        try:
-            await asyncio.wait({leg})
-        finally:
-            if not leg.done():
-                leg.cancel()
-                await asyncio.wait({leg})
-            live.leg = None
-        failure = live.broken if leg.cancelled() else leg.result()
-        if failure is None and not leg.cancelled():
-            self._finish(live)
-        elif live.has_next:  # migrated; if the source broke at the same moment, that changes nothing
-            live.stream.cut()
-            self._restart_if_needed(live)
-        elif failure is not None:
-            await self._attempt_failed(live, failure)
-
-    async def _leg(self, live: LiveCall, attempt: Attempt) -> AgentServeError | None:
-        """Play one attempt on its engines; returns what broke it, None if the answer is complete."""
-        headers = {}
-        if self._traceparent is not None and (parent := self._traceparent(live.request_id)):
-            headers["traceparent"] = parent
-        call = live.engine_call(attempt, f"{live.request_id}-{self.next_id()}", headers)
-        try:
-            if attempt.prefill != attempt.decode:
-                params = await self._adapter(attempt.prefill).prefill(call)
-                call = replace(call, kv_transfer_params=params)
-                self.diary.of_call(live, Kind.CALL_PREFILLED, instance=attempt.prefill)
-                self.feed(events.PrefillFinished(event_id=self.next_id(), request_id=live.request_id))
-            live.active = attempt.decode
-            async with aclosing(self._adapter(attempt.decode).stream(call)) as deltas:
-                async for delta in deltas:
-                    if self._take(live, attempt, delta):
-                        return None
-        except AgentServeError as failure:
-            # A stream that breaks behind its finish lacks only usage, which is known here as well.
-            return None if live.stream.finish_reason is not None and live.stream.owned else failure
-        return None
-
-    def _take(self, live: LiveCall, attempt: Attempt, delta: Delta) -> bool:
-        """One delta from the engine; whether the answer is complete without waiting for more."""
-        piece = live.stream.feed(delta)
-        if live.is_first_token(delta):
-            self._first_token(live, attempt)
-        elif live.progress_due(self.clock()):
-            self.feed(
-                events.Progress(
-                    event_id=self.next_id(), request_id=live.request_id, output_tokens=live.stream.output_tokens
-                )
-            )
-        if piece is not None:
-            live.push(piece)
-        return live.stream.stopped
-
-    def _first_token(self, live: LiveCall, attempt: Attempt) -> None:
-        if live.first_token_s is None:
-            live.first_token_s = self.clock()
-        cached = live.stream.cached_tokens if attempt.cause is None else None
-        self.diary.of_call(live, Kind.CALL_FIRST_TOKEN, instance=attempt.decode, cached_tokens=cached)
-        if attempt.cause is not None and live.served_by not in (None, attempt.decode):
-            live.migrations += 1
-            self.diary.of_call(
-                live,
-                Kind.CALL_MIGRATED,
-                source=live.served_by,
-                target=attempt.decode,
-                cause=attempt.cause,
-                replayed_tokens=live.stream.replayed_tokens,
-            )
-        live.served_by = attempt.decode
-        self.feed(events.FirstToken(event_id=self.next_id(), request_id=live.request_id, cached_tokens=cached))
-
-    async def _attempt_failed(self, live: LiveCall, failure: AgentServeError) -> None:
-        instance_id = live.active or ""
-        live.is_failing, live.last_failure = True, failure
-        output_tokens = live.stream.output_tokens
-        self.diary.of_call(
-            live,
-            Kind.CALL_ATTEMPT_FAILED,
-            instance=instance_id,
-            error=str(failure),
-            output_tokens=output_tokens,
-        )
-        if isinstance(failure, EngineUnreachable) and live.broken is None:
-            await self._check(instance_id, str(failure))
-        live.stream.cut()
-        can_go_on = self._restart_if_needed(live)
-        self.feed(
-            events.RequestFailed(
-                event_id=self.next_id(),
-                request_id=live.request_id,
-                instance_id=instance_id,
-                output_tokens=live.stream.output_tokens,
-                error=str(failure),
-                retryable=can_go_on and getattr(failure, "retryable", False),
-            )
-        )
-
-    def _restart_if_needed(self, live: LiveCall) -> bool:
-        """Make the call ready for another attempt; False if the client has seen what cannot be continued."""
-        if live.stream.can_go_on:
-            return True
-        if not live.may_restart:
-            return False
-        live.restart()
-        return True
-
-    async def _check(self, instance_id: str, reason: str) -> None:
-        """A connection broke: is the engine gone, or was it this stream only?"""
-        instance = self.instances.get(instance_id)
-        if instance is None or not instance.is_live or await instance.adapter.is_healthy():
-            return
-        if self.on_unreachable is not None:
-            self.on_unreachable(instance_id, reason)
-        self.lost(instance_id, reason)
-
-    def _finish(self, live: LiveCall) -> None:
-        usage = live.stream.usage()
-        self._sizer.learn(live.request.model, live.estimate.chars, int(usage.get("prompt_tokens") or 0))
-        self.feed(
-            events.RequestFinished(
-                event_id=self.next_id(),
-                request_id=live.request_id,
-                prompt_tokens=int(usage.get("prompt_tokens") or live.estimate.tokens),
-                output_tokens=live.stream.output_tokens,
-                cached_tokens=live.stream.cached_tokens,
-            )
-        )
-        self.conclude(live, "ok")
-
     def _cancel(self, live: LiveCall, error: CallFailed) -> None:
         self.feed(events.RequestCancelled(event_id=self.next_id(), request_id=live.request_id))
         self.conclude(live, "cancelled", error)
         if live.task is not None:
             live.task.cancel()
 
-    def _give_up(self, live: LiveCall, error: CallFailed) -> None:
+    def give_up(self, live: LiveCall, error: CallFailed) -> None:
+        """End a call that failed on our side; the core forgets it."""
         if live.outcome is None:
             self.feed(events.RequestCancelled(event_id=self.next_id(), request_id=live.request_id))
             self.conclude(live, "failed", error)
@@ -465,7 +316,8 @@ class Orchestrator:
             del self.calls[live.request_id]
         live.end(outcome, error)
 
-    def _adapter(self, instance_id: str) -> EngineAdapter:
+    def adapter(self, instance_id: str) -> EngineAdapter:
+        """How to reach an instance; EngineUnreachable if it is not known."""
         instance = self.instances.get(instance_id)
         if instance is None:
             raise EngineUnreachable(f"instance {instance_id} is not known")

@@ -93,7 +93,8 @@ def migration_refusal(path: str, body: Mapping[str, Any]) -> str | None:
     """Why this call must stay on the engine that began it; None if token replay is exact for it."""
     if (body.get("n") or 1) > 1 or (body.get("best_of") or 1) > 1 or body.get("use_beam_search"):
         return "several choices"
-    if body.get("logprobs") not in (None, False) or body.get("prompt_logprobs") is not None:
+    logprobs = body.get("logprobs")
+    if (logprobs is not None and logprobs is not False) or body.get("prompt_logprobs") is not None:
         return "logprobs"
     if any(body.get(name) is not None for name in _GUIDED):
         return "guided decoding"

@@ -15,6 +15,9 @@ from agentserve.engines.adapter import Delta
 from agentserve.orchestrator.request import CallRequest
 from agentserve.orchestrator.stops import StopMatcher
 
+_REPLACEMENT = "\ufffd"
+_DOUBTFUL_TOKENS = 8
+"""How many tokens before those in doubt are decoded with them, so that a broken beginning is not taken for the end."""
 _PLAIN_KEYS = frozenset({"role", "content"})
 
 
@@ -49,6 +52,7 @@ class JoinedStream:
         self._ids: list[int] = []
         self._uncounted = 0  # text pieces without token ids, each taken for one token
         self._settled = 0
+        self._doubt: tuple[int, str | None] | None = None
         self._released = 0
         self._held: deque[tuple[str, int]] = deque()
         self._held_chars = 0
@@ -61,6 +65,8 @@ class JoinedStream:
             self.prompt_ids = self._request.resume.prompt_ids
             self._ids = list(self._request.resume.token_ids)
             self._settled = self._released = len(self._ids)
+            if self._ids:
+                self._doubt = (max(0, self._settled - _DOUBTFUL_TOKENS), None)
 
     @property
     def owns_stops(self) -> bool:
@@ -131,7 +137,8 @@ class JoinedStream:
             return self._opaque(delta)
         if not delta.text and delta.finish_reason is None:
             return None  # an incomplete character, or the opening of a chat: nothing to show at this boundary
-        self._settled = len(self._ids)
+        begin, self._settled = self._settled, len(self._ids)
+        self._doubt = (max(0, begin - _DOUBTFUL_TOKENS), delta.text) if len(delta.token_ids) > 1 else None
         if self._matcher:
             return self._matched(delta.text, delta.finish_reason)
         return self._release(delta.text, self._settled, delta.finish_reason)
@@ -142,6 +149,26 @@ class JoinedStream:
         self._usage = None
         del self._ids[self._settled :]
         self._replayed = len(self.replay_ids or ())
+
+    @property
+    def doubtful_ids(self) -> tuple[int, ...] | None:
+        """The last ids to replay, if they may end inside a character: engines merge tokens into one piece of text.
+
+        Their text, decoded alone, is to be given to `judge` before the replay; None if the cut is known to be clean.
+        """
+        if self._doubt is None or self.replay_ids is None or self._doubt[0] >= self._settled:
+            return None
+        return tuple(self._ids[self._doubt[0] : self._settled])
+
+    def judge(self, decoded: str) -> bool:
+        """Whether the replay is clean, given the text of `doubtful_ids`; else it now ends one token earlier."""
+        shown = None if self._doubt is None else self._doubt[1]
+        if not decoded.endswith(_REPLACEMENT) or (shown is not None and shown.endswith(_REPLACEMENT)):
+            self._doubt = None
+            return True
+        self._settled -= 1
+        del self._ids[self._settled :]
+        return False
 
     def restart(self) -> None:
         """Forget everything: the call begins anew elsewhere, and nothing had been shown."""
@@ -226,7 +253,7 @@ class JoinedStream:
 
     def _release(self, text: str, upto: int, finish_reason: str | None) -> Piece:
         ids = tuple(self._ids[self._released : upto]) if self._request.wants_token_ids else ()
-        self._released = upto
+        self._released = max(self._released, upto)
         self.has_released = True
         self.finish_reason = finish_reason
         return Piece(text, ids, finish_reason)
