@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from agentserve.emulator.config import EmulatorConfig
+from agentserve.emulator.inprocess import running
 from agentserve.emulator.server import serve
 from agentserve.errors import Unavailable
 from tests.integration.emulator_client import chat, client_of, metric, stream, until
@@ -226,3 +227,16 @@ async def test_a_port_in_use_is_said_plainly():
     async with client_of() as client:
         with pytest.raises(Unavailable, match=f"cannot listen on 127.0.0.1:{client.base_url.port}"):
             await serve(EmulatorConfig(port=client.base_url.port))
+
+
+async def test_stopping_cuts_open_streams_and_ends():
+    async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+        async with running(EmulatorConfig(speed=0.1)) as url:
+            request = client.build_request("POST", f"{url}/v1/completions", json={"prompt": "x", "stream": True})
+            response = await client.send(request, stream=True)
+            lines = response.aiter_lines()
+            assert (await anext(lines)).startswith("data: ")
+        with pytest.raises(httpx.RemoteProtocolError):
+            async for _ in lines:
+                pass
+        await response.aclose()
