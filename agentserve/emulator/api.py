@@ -184,7 +184,8 @@ def _token_limit(body: Mapping[str, Any], prompt_tokens: int, context_limit: int
         )
     if name is None:
         left = context_limit - prompt_tokens
-        return left if is_chat else min(left, _DEFAULT_COMPLETION_TOKENS)
+        # As in vLLM, an explicit null lifts the default of completions.
+        return left if is_chat or "max_tokens" in body else min(left, _DEFAULT_COMPLETION_TOKENS)
     asked = _integer(body, name, 1, low=1)
     if prompt_tokens + asked > context_limit:
         raise BadInput(
