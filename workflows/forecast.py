@@ -94,8 +94,8 @@ class Forecast:
         Nodes that runs visited without being in the graph are learned, MAX_NODES in all. Foreign keys are passed over.
         """
         reader = _Reader(workflow)
-        for key, count in counts.items():
-            if count > 0:
+        for key in sorted(counts):  # equal counts give equal forecasts, in whatever order a store returns them
+            if (count := counts[key]) > 0:
                 reader.read(key, count)
         return cls(workflow, reader.durations, reader.gaps, reader.widths, reader.within_limit())
 
