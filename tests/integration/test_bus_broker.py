@@ -5,6 +5,7 @@ import importlib.util
 import shutil
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -22,8 +23,7 @@ def test_without_a_mosquitto_the_command_is_our_own(monkeypatch: pytest.MonkeyPa
 def test_a_mosquitto_listens_on_loopback_only_and_reads_a_private_file() -> None:
     binary, flag, path = find_broker_command(1234, mosquitto="/opt/mosquitto")
     assert (binary, flag) == ("/opt/mosquitto", "-c")
-    with open(path, encoding="utf-8") as file:  # noqa: PTH123  # the test reads what mosquitto would
-        assert file.readline() == "listener 1234 127.0.0.1\n"
+    assert Path(path).read_text("utf-8").splitlines()[:2] == ["listener 1234 127.0.0.1", "allow_anonymous true"]
 
 
 async def test_without_any_broker_the_error_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
