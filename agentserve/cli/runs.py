@@ -1,6 +1,7 @@
 """`agentserve run` executes a graph, `replay` sends a recorded load, `trace` explains a run, `verify-log` replays decisions."""
 
 import asyncio
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,8 @@ def run(
 
     import agentserve
 
-    result = agentserve.serve(compiled, slo_s=slo_s, name=_name(graph), gateway=url).run(state)
+    served = agentserve.serve(compiled, slo_s=slo_s, name=_name(graph), gateway=url)
+    result = asyncio.run(served.arun(state))
     console = Console(soft_wrap=json)
     if json:
         plain = {
@@ -171,16 +173,32 @@ def verify_log(
     json: JsonFlag = False,
 ) -> None:
     """Replay a recorded event log through a fresh scheduler and compare every decision."""
-    from agentserve.orchestrator.eventlog import verify
+    from scheduler.core import make_scheduler
+    from scheduler.errors import SchedulerError
+    from scheduler.wire import replay as replay_log
+
+    events = 0
+
+    def counted(lines: Iterable[str]) -> Iterator[str]:
+        nonlocal events
+        for line in lines:
+            yield line
+            events += 1
 
     try:
-        outcome = verify(log)
+        with log.open(encoding="utf-8") as lines:
+            mismatch = replay_log(counted(lines), make_scheduler)
     except OSError as error:
         raise BadInput(f"event log {log}: cannot be read ({error.strerror})") from None
+    except (SchedulerError, ValueError, KeyError) as error:
+        raise BadInput(f"event log {log}: line {events + 1}: not an event log ({error})") from None
     if json:
-        plain = {"events": outcome.events, "decisions": outcome.decisions, "mismatch": outcome.mismatch}
+        plain = {"lines": events, "identical": mismatch is None}
         Console(soft_wrap=True).print(orjson.dumps(plain).decode(), markup=False, highlight=False)
-    elif outcome.mismatch is None:
-        Console().print(f"[green]identical:[/] {outcome.events:,} events, {outcome.decisions:,} decisions")
-    if outcome.mismatch is not None:
-        raise AgentServeError(f"event log {log}: {outcome.mismatch}")
+    if mismatch is not None:
+        raise AgentServeError(
+            f"event log {log}: event {mismatch.line} ({mismatch.event.get('type')}): recorded {mismatch.recorded}, "
+            f"replayed {mismatch.replayed}"
+        )
+    if not json:
+        Console().print(f"[green]identical:[/] {events - 1:,} events decided as recorded")

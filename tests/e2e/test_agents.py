@@ -36,8 +36,8 @@ def shows_deadlines_and_reasons(explained: dict) -> None:
         assert step["target_deadline_s"] is not None
         assert step["latest_deadline_s"] is not None
         for call in step["calls"]:
-            assert call["decisions"], call
-            assert call["decisions"][0]["reason"]["rule"]
+            assert call["why"]["rule"]
+            assert call["why"]["candidates"]
 
 
 @pytest.mark.parametrize("agent", ["support_triage", "researcher", "coder", "text_to_sql", "debate"])

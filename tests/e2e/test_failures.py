@@ -18,7 +18,7 @@ TOKENS = 600
 @pytest_asyncio.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
     log = {"EVENT_LOG": str(tmp_path / "events.jsonl")}
-    async with LocalCluster(default_fleet(speed=2, stream_interval=2), settings=log) as running:
+    async with LocalCluster(default_fleet(speed=2, stream_interval=2), settings=log, log_dir=tmp_path) as running:
         yield running
 
 
@@ -29,8 +29,8 @@ async def expected(cluster: LocalCluster, bodies: list[dict]) -> list[str]:
 
 async def busiest(cluster: LocalCluster) -> str:
     async with httpx.AsyncClient(base_url=cluster.gateway_url) as client:
-        instances = (await client.get("/v1/cluster")).json()["instances"]
-    return max(instances, key=lambda instance: (instance["estimated"]["requests"], instance["instance_id"]))["instance_id"]
+        instances = (await client.get("/v1/cluster")).json()["scheduler"]["instances"]
+    return max(instances, key=lambda instance: (instance["bound"], instance["instance_id"]))["instance_id"]
 
 
 class Streams:
@@ -65,7 +65,7 @@ async def test_streams_of_a_killed_engine_go_on_elsewhere_token_exact(cluster: L
         await cluster.parts[f"engine-{victim}"].kill()
         assert await running == wanted
         listed = (await client.get("/v1/cluster")).json()["instances"]
-        assert victim not in [instance["instance_id"] for instance in listed if instance["state"] == "live"]
+        assert victim not in [instance["instance_id"] for instance in listed if instance["state"] == "online"]
     await cluster.parts["gateway"].stop()
     verified = await agentserve("verify-log", str(tmp_path / "events.jsonl"))
     assert verified.code == 0, verified.err
@@ -84,7 +84,7 @@ async def test_streams_of_a_killed_worker_agent_go_on_and_it_leaves_the_candidat
 
         async def gone() -> bool:
             listed = (await client.get("/v1/cluster")).json()["instances"]
-            return victim not in [instance["instance_id"] for instance in listed if instance["state"] == "live"]
+            return victim not in [instance["instance_id"] for instance in listed if instance["state"] == "online"]
 
         await until(gone, within_s=5)
         assert await running == wanted
