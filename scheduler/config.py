@@ -4,7 +4,7 @@ Defaults suit live serving of 8B to 70B models; the lab sweeps them. A value out
 field's name.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from scheduler.errors import InvalidConfig
 
@@ -195,8 +195,3 @@ class SchedulerConfig:
             explained_candidates=(0, 64),
             max_ended=(0, 10_000_000),
         )
-
-
-def field_names(config: object) -> tuple[str, ...]:
-    """Names of a config section's fields, in order."""
-    return tuple(f.name for f in fields(config))  # type: ignore[arg-type]  # any dataclass instance

@@ -299,6 +299,7 @@ class Scheduler:
         if state.held:
             expiry_s = min(self._expiry_s(state.calls[name]) for name in state.held)
             at_s = expiry_s if len(state.held) == len(state.calls) else min(at_s, expiry_s)
+        at_s = max(at_s, now_s)
         if state.wake_at_s is None or at_s < state.wake_at_s or state.wake_at_s < now_s:
             state.wake(at_s)
             decisions.append(WakeAt(cause_id=cause_id, at_s=at_s))

@@ -1,0 +1,178 @@
+"""Each policy on cases small enough to work out by hand."""
+
+import pytest
+
+from scheduler.config import AgentServeConfig, GoodServeConfig, SchedulerConfig
+from scheduler.decisions import Hold
+from scheduler.errors import UnknownPolicy
+from scheduler.events import InstanceDraining, InstanceJoined, InstanceReported, Role
+from scheduler.policies import make_policy, policy_names
+from scheduler.policies.agentserve import LOWEST_PRIORITY
+from tests.unit.scheduler_builders import Cluster, call, loaded_profile, only_move, spec
+
+POOL = (spec("a", "slow"), spec("b", "fast"), spec("c", "huge"))
+
+
+@pytest.mark.parametrize(
+    ("left_s", "chosen", "rule"),
+    [
+        # 100 prompt and 10 output tokens take 0.1 + 0.1 s on slow, half on fast, a quarter on huge.
+        (0.25, "a", "just enough: weakest of 3 that meet the deadline"),
+        (0.15, "b", "just enough: weakest of 2 that meet the deadline"),
+        (0.06, "c", "just enough: weakest of 1 that meet the deadline"),
+        (0.01, "c", "none meets the deadline: most capable"),
+        (None, "c", "no deadline: smallest T"),
+    ],
+)
+def test_goodserve_takes_the_weakest_that_meets_the_deadline(left_s: float | None, chosen: str, rule: str) -> None:
+    placed = Cluster("goodserve", *POOL).place(1.0, call("r", target_deadline_s=left_s and 1.0 + left_s))
+    assert (placed.decode_instance, placed.reason.rule, placed.priority) == (chosen, rule, 0)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "chosen", "rule"),
+    [
+        # With 95 % certainty 13 tokens must fit: 0.23 s on slow, 0.115 s on fast, 0.057 s on huge.
+        (0.25, "a", "just enough: least capability occupied, of 3 that meet the target deadline"),
+        (0.15, "b", "just enough: least capability occupied, of 2 that meet the target deadline"),
+        (0.06, "c", "least delay in sum: own time and delay of others, of 3"),
+        (None, "c", "least delay in sum: own time and delay of others, of 3"),
+    ],
+)
+def test_agentserve_is_just_enough_while_most_are_safe(left_s: float | None, chosen: str, rule: str) -> None:
+    placed = Cluster("agentserve", *POOL).place(1.0, call("r", target_deadline_s=left_s and 1.0 + left_s))
+    assert (placed.decode_instance, placed.reason.rule) == (chosen, rule)
+
+
+def test_a_decision_names_every_candidate_with_its_figures() -> None:
+    placed = Cluster("agentserve", *POOL).place(1.0, call("r", target_deadline_s=1.15))
+    chosen, *others = placed.reason.candidates
+    assert (chosen.decode_instance, chosen.verdict, placed.reason.candidates_total) == ("b", "chosen", 3)
+    assert (chosen.predicted_prefill_s, chosen.predicted_decode_s) == pytest.approx((0.05, 0.05))
+    assert chosen.slack_s == pytest.approx(0.05)
+    assert [other.decode_instance for other in others] == ["c", "a"]
+    assert others[0].verdict == "price +0.000 s: own -0.050, others +0.000"
+    assert placed.reason.length is not None
+    assert placed.reason.length.p50_tokens == 10.0
+
+
+def test_goodserve_says_why_the_others_lost() -> None:
+    cluster = Cluster("goodserve", *POOL, spec("d", "fast"))
+    placed = cluster.place(1.0, call("r", target_deadline_s=1.15))
+    assert {c.decode_instance: c.verdict for c in placed.reason.candidates} == {
+        "b": "chosen",
+        "c": "stronger than needed: 400 against 200",
+        "d": "T larger by 0.000 s",
+        "a": "late by 0.050 s",
+    }
+
+
+def test_a_known_prefix_draws_the_call() -> None:
+    cluster = Cluster("agentserve", spec("a"), spec("b"))
+    hashes = tuple(range(4))
+    first = call("r1", prompt_tokens=1024, prefix_hashes=hashes)
+    cluster.at(0.0, InstanceDraining(event_id="d", instance_id="a"))
+    assert cluster.run(1.0, first).decode_instance == "b"
+    cluster.at(2.0, InstanceJoined(event_id="j", instance=spec("a")))
+    placed = cluster.place(3.0, call("r2", prompt_tokens=1100, prefix_hashes=(*hashes, 9)))
+    assert (placed.decode_instance, placed.reason.candidates[0].cached_tokens) == ("b", 1024)
+
+
+def test_a_newcomer_avoids_delaying_many_residents() -> None:
+    config = SchedulerConfig(agentserve=AgentServeConfig(social_weight=2.0))
+    cluster = Cluster("agentserve", spec("a"), spec("b"), config=config, profiles=loaded_profile)
+    cluster.at(0.0, InstanceDraining(event_id="d", instance_id="b"))
+    for i in range(8):
+        cluster.run(0.0, call(f"resident{i}", max_tokens=500))
+    cluster.at(1.0, InstanceJoined(event_id="j", instance=spec("b")))
+    assert cluster.place(9.0, call("r")).decode_instance == "b"
+
+
+def test_a_tighter_call_gets_the_smaller_priority_and_a_lost_run_the_lowest() -> None:
+    cluster = Cluster("agentserve", spec("a"))
+    tight = cluster.place(1.0, call("tight", target_deadline_s=5.0, latest_deadline_s=9.0))
+    loose = cluster.place(1.0, call("loose", target_deadline_s=50.0, latest_deadline_s=90.0))
+    free = cluster.place(1.0, call("free"))
+    lost = cluster.place(1.0, call("lost", target_deadline_s=0.5, latest_deadline_s=0.9))
+    assert tight.priority == round((5.0 - 0.2) * 100)
+    assert tight.priority < loose.priority < free.priority < lost.priority == LOWEST_PRIORITY
+    assert lost.reason.rule == "run lost: gives way, least delay of others, of 1"
+
+
+def test_no_priority_is_sent_to_an_engine_that_takes_none() -> None:
+    cluster = Cluster("agentserve", spec("a", supports_priority=False))
+    assert cluster.place(1.0, call("r", target_deadline_s=5.0)).priority == 0
+
+
+def test_round_robin_takes_turns_by_id_and_passes_over_closed_ones() -> None:
+    cluster = Cluster("round_robin", *POOL)
+    turns = [cluster.place(1.0, call(f"r{i}")).decode_instance for i in range(4)]
+    cluster.at(2.0, InstanceDraining(event_id="d", instance_id="b"))
+    assert [*turns, cluster.place(2.0, call("r9")).decode_instance] == ["a", "b", "c", "a", "c"]
+
+
+def test_least_requests_counts_our_calls_and_those_of_others() -> None:
+    cluster = Cluster("least_requests", *POOL)
+    assert [cluster.place(1.0, call(f"r{i}")).decode_instance for i in range(3)] == ["a", "b", "c"]
+    report = InstanceReported(event_id="x", instance_id="a", measured_at_s=2.0, running=5, waiting=1)
+    cluster.at(2.0, report)
+    placed = cluster.place(2.0, call("r4"))
+    assert placed.decode_instance == "b"
+    assert {c.decode_instance: c.verdict for c in placed.reason.candidates}["a"] == "6 outstanding calls"
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "least_requests"])
+def test_counting_policies_never_move_a_call(policy: str) -> None:
+    cluster = Cluster(policy, *POOL)
+    cluster.run(1.0, call("r", max_tokens=900, target_deadline_s=1.1, latest_deadline_s=1.2))
+    assert cluster.progress(5.0, "r", 20) == []
+    assert cluster.at(6.0, InstanceDraining(event_id="d", instance_id="a")) == []
+
+
+def test_goodserve_moves_a_late_call_to_the_weakest_stronger_instance_that_is_just_enough() -> None:
+    cluster = Cluster("goodserve", *POOL)
+    # 0.9 s on slow; 40 tokens after 1.2 s instead of 0.4 s: 50 tokens are left, 1.5 s at 30 ms, deadline in 0.4 s.
+    assert cluster.run(0.0, call("r", prompt_tokens=10, max_tokens=90, target_deadline_s=1.6)).decode_instance == "a"
+    move = only_move(cluster.progress(1.2, "r", 40))
+    assert (move.source, move.target, move.attempt, move.cause) == ("a", "b", 2, "late")
+    assert move.reason.rule == "late: weakest of 2 stronger instances that meet the deadline"
+    assert [c.verdict.split(":")[0] for c in move.reason.candidates] == ["chosen", "staying"]
+
+
+def test_goodserve_stays_where_nothing_stronger_is_just_enough() -> None:
+    cluster = Cluster("goodserve", *POOL)
+    cluster.run(0.0, call("r", prompt_tokens=10, max_tokens=90, target_deadline_s=1.2))
+    assert cluster.progress(1.25, "r", 40) == []
+    free = Cluster("goodserve", spec("a"))
+    free.run(0.0, call("r", max_tokens=90, target_deadline_s=3.0))
+    assert free.progress(2.9, "r", 40) == []
+
+
+def test_goodserve_can_be_given_a_cost_and_a_cap() -> None:
+    config = SchedulerConfig(goodserve=GoodServeConfig(charge_replay=True, max_moves=0))
+    cluster = Cluster("goodserve", *POOL, config=config)
+    cluster.run(0.0, call("r", prompt_tokens=10, max_tokens=90, target_deadline_s=1.6))
+    assert cluster.progress(1.2, "r", 40) == []
+
+
+def test_goodserve_serves_a_pool_of_separate_prefill_and_decode_instances() -> None:
+    pool = [
+        spec("p", role=Role.PREFILL, kv_link_bytes_per_s=1e9),
+        spec("d", role=Role.DECODE, kv_link_bytes_per_s=1e9),
+        spec("e", "fast", role=Role.DECODE, kv_link_bytes_per_s=1e9),
+    ]
+    placed = Cluster("goodserve", *pool).place(1.0, call("r", target_deadline_s=9.0))
+    assert (placed.prefill_instance, placed.decode_instance) == ("p", "e")
+    assert placed.reason.candidates[1].verdict == "capability 100 tokens/s"
+    assert placed.reason.candidates[0].predicted_transfer_s == pytest.approx(100 * 1000 / 1e9)
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_without_a_decode_instance_a_call_is_held(policy: str) -> None:
+    (decision,) = Cluster(policy, spec("p", role=Role.PREFILL)).at(1.0, call("r"))
+    assert isinstance(decision, Hold)
+
+
+def test_an_unknown_policy_is_named_with_the_known_ones() -> None:
+    with pytest.raises(UnknownPolicy, match="'best'; known are agentserve, goodserve, least_requests, round_robin"):
+        make_policy("best")
