@@ -10,9 +10,11 @@ Names are percent-encoded. Gaps hold what steps do not: a client's own time, and
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from workflows.durations import bucket_of
+from workflows.durations import BUCKETS, bucket_of
 from workflows.graph import END, MAX_NAME_CHARS, START, Workflow
 from workflows.run import Run, RunStatus, Step, StepKind
 
@@ -100,6 +102,7 @@ def admit(counts: Mapping[str, int], increments: Mapping[str, int]) -> dict[str,
     return dict(sent)
 
 
+@lru_cache(maxsize=4_096)
 def encode(name: str) -> str:
     """A node's name as it stands in a key."""
     return quote(name[:MAX_NAME_CHARS], safe=" :", errors="surrogatepass")
@@ -110,6 +113,64 @@ def decode(part: str) -> str:
     return unquote(part, errors="surrogatepass")
 
 
+class DurationKey(NamedTuple):
+    """A key of `observe_step`."""
+
+    node: str
+    kind: StepKind
+    bucket: int
+
+
+class GapKey(NamedTuple):
+    """A key of `observe_gap`."""
+
+    node: str
+    bucket: int
+
+
+class TransitionKey(NamedTuple):
+    """A key of `observe_transition`: the targets sorted."""
+
+    node: str
+    visit: int
+    targets: tuple[str, ...]
+
+
+class WidthKey(NamedTuple):
+    """A key of `observe_transition` for a target that followed several times at once."""
+
+    node: str
+    target: str
+    width: int
+
+
+@lru_cache(maxsize=100_000)
+def parsed(key: str) -> DurationKey | GapKey | TransitionKey | WidthKey | None:
+    """What a key counts; None for one that is not of this program. Kept, since forecasts read the same ones anew."""
+    try:
+        match key.split("|"):
+            case ["d", node, kind, bucket]:
+                return DurationKey(decode(node), StepKind(kind), _within(bucket, 0, BUCKETS - 1))
+            case ["g", node, bucket]:
+                return GapKey(decode(node), _within(bucket, 0, BUCKETS - 1))
+            case ["t", node, visit, targets]:
+                names = tuple(sorted(set(map(decode, targets.split("+")))))
+                return TransitionKey(decode(node), _within(visit, 1, MAX_VISIT), names)
+            case ["f", node, target, width]:
+                return WidthKey(decode(node), decode(target), _within(width, 2, WIDTHS[-1]))
+    except ValueError:
+        return None
+    return None
+
+
+def _within(digits: str, least: int, most: int) -> int:
+    number = int(digits)
+    if not least <= number <= most:
+        raise ValueError(digits)
+    return number
+
+
+@lru_cache(maxsize=100_000)
 def _thing(key: str) -> str:
     """What a counter is about; all its counters are halved together."""
     fields = key.split("|")

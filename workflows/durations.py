@@ -5,6 +5,7 @@ Bucket 0 is [0, 1 ms]; each further one is 12 % wide, up to a day. Within a buck
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Self
@@ -30,6 +31,19 @@ PRIOR_SIGMA = 0.8
 """Spread of the cold-start distributions, log-normal: p90 is about four times p10's distance from the median."""
 STRAGGLING = 0.1
 """A step is never expected to end sooner than after this share of the time it has already run: less than a bucket."""
+
+
+Buckets = Mapping[int, int]
+"""Counts by bucket."""
+
+
+def vector(counts: Iterable[Buckets]) -> Vector:
+    """The sum of counts, as one number per bucket."""
+    total = [0] * BUCKETS
+    for buckets in counts:
+        for bucket, count in buckets.items():
+            total[bucket] += count
+    return np.array(total, dtype=np.float64)
 
 
 def bucket_of(duration_s: float) -> int:

@@ -9,20 +9,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-
 from workflows.chain import Chain, Outcome
 from workflows.counts import (
-    MAX_VISIT,
+    DurationKey,
+    GapKey,
+    TransitionKey,
+    WidthKey,
     admit,
-    decode,
     leaf_steps,
     observe_gap,
     observe_run_end,
     observe_step,
     observe_transition,
+    parsed,
 )
-from workflows.durations import BUCKETS, Durations, Vector, no_time, prior
+from workflows.durations import Buckets, Durations, no_time, prior, vector
 from workflows.graph import END, MAX_NODES, START, Workflow
 from workflows.run import Run, StepKind, StepStatus
 
@@ -79,31 +80,36 @@ class Forecast:
     """Expectations about the rest of a run of one workflow; make it with `from_counts`."""
 
     workflow: Workflow
-    _durations: Mapping[str, Mapping[StepKind, Vector]]
-    _gaps: Mapping[str, Vector]
+    _durations: Mapping[str, Mapping[StepKind, Buckets]]
+    _gaps: Mapping[str, Buckets]
     _widths: Mapping[tuple[str, str], Mapping[int, int]]
     _seen: Mapping[str, Mapping[int, Mapping[Outcome, int]]]
+    _chain: Chain
     _nodes: dict[str, Durations] = field(default_factory=dict)
     _costs: dict[tuple[str | None, str], float] = field(default_factory=dict)
     _outlooks: dict[tuple[tuple[str, int], ...], Outlook] = field(default_factory=dict)
 
     @classmethod
-    def from_counts(cls, workflow: Workflow, counts: Mapping[str, int]) -> "Forecast":
+    def from_counts(cls, workflow: Workflow, counts: Mapping[str, int], before: "Forecast | None" = None) -> "Forecast":
         """The forecast from a workflow's counters; with none of them, from the graph's shape alone.
 
         Nodes that runs visited without being in the graph are learned, MAX_NODES in all. Foreign keys are passed over.
+        With the forecast from `before`, what no run has changed since is taken from it: the same result in less time.
         """
         reader = _Reader(workflow)
         for key in sorted(counts):  # equal counts give equal forecasts, in whatever order a store returns them
             if (count := counts[key]) > 0:
                 reader.read(key, count)
-        return cls(workflow, reader.durations, reader.gaps, reader.widths, reader.within_limit())
+        seen = reader.within_limit()
+        same = before is not None and before.workflow is workflow and before._seen == seen
+        chain = before._chain if before is not None and same else Chain.learned(workflow.outcomes, seen)
+        return cls(workflow, reader.durations, reader.gaps, reader.widths, seen, chain)
 
     def kind(self, node: str) -> StepKind:
         """What the node's steps mostly were; before any was seen, what the graph says, LLM without one."""
         seen = self._durations.get(node)
         if seen:
-            return max(sorted(seen), key=lambda kind: float(seen[kind].sum()))
+            return max(sorted(seen), key=lambda kind: sum(seen[kind].values()))
         declared = self.workflow.by_name.get(node)
         return StepKind.LLM if declared is None else declared.kind
 
@@ -117,7 +123,7 @@ class Forecast:
         """The distribution of the node's duration, over all its kinds; nodes of the same kind stand in at first."""
         if node not in self._nodes:
             seen = self._durations.get(node, {})
-            self._nodes[node] = Durations.learned(_sum(seen.values()), self._usual[self.kind(node)])
+            self._nodes[node] = Durations.learned(vector(seen.values()), self._usual[self.kind(node)])
         return self._nodes[node]
 
     def branches(self, node: str) -> Mapping[str, float]:
@@ -178,7 +184,8 @@ class Forecast:
         Without a source: of a single `target`.
         """
         if (source, target) not in self._costs:
-            gap_s = Durations.learned(self._gaps.get(target, np.zeros(BUCKETS)), no_time()).mean_s
+            gaps = self._gaps.get(target)
+            gap_s = Durations.learned(vector([gaps]), no_time()).mean_s if gaps else 0.0
             self._costs[source, target] = gap_s + (0.0 if target == END else self._longest_s(source, target))
         return self._costs[source, target]
 
@@ -221,7 +228,7 @@ class Forecast:
         return sum(count for found in visits.values() for outcome, count in found.items() if target in outcome)
 
     def _fast_s(self, source: str, target: str) -> float:
-        counts = _sum(self._durations.get(target, {}).values())
+        counts = vector(self._durations.get(target, {}).values())
         if counts.sum() < FAST_MIN_OBSERVATIONS:
             return 0.0
         return Durations(counts / counts.sum(), int(counts.sum())).quantile_s(FAST_QUANTILE)
@@ -229,7 +236,9 @@ class Forecast:
     @cached_property
     def _usual(self) -> Mapping[StepKind, Durations]:
         return {
-            kind: Durations.learned(_sum(seen[kind] for seen in self._durations.values() if kind in seen), prior(kind))
+            kind: Durations.learned(
+                vector(seen[kind] for seen in self._durations.values() if kind in seen), prior(kind)
+            )
             for kind in StepKind
         }
 
@@ -238,47 +247,31 @@ class Forecast:
         return frozenset((edge.source, edge.target) for edge in self.workflow.edges if edge.fan_out)
 
     @cached_property
-    def _chain(self) -> Chain:
-        return Chain.learned(self.workflow.outcomes, self._seen)
-
-    @cached_property
     def _fastest(self) -> Mapping[str, float]:
         return self._chain.fastest_s(self._fast_s)
 
 
-def _sum(vectors: Iterable[Vector]) -> Vector:
-    total = np.zeros(BUCKETS)
-    for vector in vectors:
-        total += vector
-    return total
-
-
 class _Reader:
-    """Takes counters apart, as `workflows.counts` describes their keys."""
+    """Puts counters in their places."""
 
     def __init__(self, workflow: Workflow) -> None:
-        self.durations: dict[str, dict[StepKind, Vector]] = {}
-        self.gaps: dict[str, Vector] = {}
+        self.durations: dict[str, dict[StepKind, dict[int, int]]] = {}
+        self.gaps: dict[str, dict[int, int]] = {}
         self.widths: dict[tuple[str, str], dict[int, int]] = {}
         self._seen: dict[str, dict[int, dict[Outcome, int]]] = {}
         self._known = {START, END, *workflow.by_name}
 
     def read(self, key: str, count: int) -> None:
         """Take one counter; a key that is not one of ours is passed over."""
-        try:
-            match key.split("|"):
-                case ["d", node, kind, bucket]:
-                    kinds = self.durations.setdefault(decode(node), {})
-                    kinds.setdefault(StepKind(kind), np.zeros(BUCKETS))[int(bucket)] += count
-                case ["g", node, bucket]:
-                    self.gaps.setdefault(decode(node), np.zeros(BUCKETS))[int(bucket)] += count
-                case ["t", node, visit, targets]:
-                    outcome = tuple(sorted(map(decode, targets.split("+"))))
-                    self._seen.setdefault(decode(node), {}).setdefault(max(1, int(visit)), {})[outcome] = count
-                case ["f", node, target, width]:
-                    self.widths.setdefault((decode(node), decode(target)), {})[int(width)] = count
-        except (ValueError, IndexError):
-            return
+        match parsed(key):
+            case DurationKey(node, kind, bucket):
+                self.durations.setdefault(node, {}).setdefault(kind, {})[bucket] = count
+            case GapKey(node, bucket):
+                self.gaps.setdefault(node, {})[bucket] = count
+            case TransitionKey(node, visit, targets):
+                self._seen.setdefault(node, {}).setdefault(visit, {})[targets] = count
+            case WidthKey(node, target, width):
+                self.widths.setdefault((node, target), {})[width] = count
 
     def within_limit(self) -> dict[str, dict[int, dict[Outcome, int]]]:
         """What followed what, of the graph's nodes and the most visited others, MAX_NODES in all."""
@@ -296,6 +289,6 @@ class _Reader:
             for visit, outcomes in visits.items():
                 for outcome, count in outcomes.items():
                     if left := tuple(name for name in outcome if name in kept and name != START):
-                        by_outcome = found.setdefault(node, {}).setdefault(min(visit, MAX_VISIT), {})
+                        by_outcome = found.setdefault(node, {}).setdefault(visit, {})
                         by_outcome[left] = by_outcome.get(left, 0) + count
         return found

@@ -16,7 +16,7 @@ from workflows.forecast import (
     observe_step,
     observe_transition,
 )
-from workflows.graph import END, MAX_NODES, START, Workflow, declare, unknown_shape
+from workflows.graph import END, MAX_NODES, START, Edge, Workflow, declare, unknown_shape
 from workflows.run import Run, RunFinished, RunStatus, StepFinished, StepKind, StepStarted, StepStatus, new_run
 
 LLM_S, TOOL_S = PRIOR_MEAN_S[StepKind.LLM], PRIOR_MEAN_S[StepKind.TOOL]
@@ -397,6 +397,19 @@ def test_foreign_and_broken_keys_are_passed_over() -> None:
     assert Forecast.from_counts(CODER, negative).branches("test") == Forecast.from_counts(CODER, {}).branches("test")
 
 
+def test_a_forecast_made_from_the_one_before_is_the_same() -> None:
+    counts = added(*[observe_run_end(coder_run(3), CODER)] * 9)
+    before = Forecast.from_counts(CODER, counts)
+    slower = counts | steps("edit", StepKind.LLM, 30.0, 9)
+    longer = slower | {"t|test|3|edit": 50}
+    for now in (slower, longer):
+        assert Forecast.from_counts(CODER, now, before).remaining_s(START) == Forecast.from_counts(
+            CODER, now
+        ).remaining_s(START)
+    other = declare("other", [(START, "a"), ("a", END)])
+    assert Forecast.from_counts(other, counts, before).branches("a") == {END: 1.0}
+
+
 def test_impossible_transitions_are_passed_over() -> None:
     counts = {"t|edit|1|__start__": 9, "t|__end__|1|edit": 9}
     assert Forecast.from_counts(CODER, counts).branches("edit") == {"test": 1.0}
@@ -416,3 +429,5 @@ def test_learned_loops_without_exit_can_end() -> None:
     assert forecast.branches("a") == {"a": 0.5, END: 0.5}
     endless = Workflow("w", CODER.nodes, CODER.edges[:2])  # never validated: nothing follows test
     assert Forecast.from_counts(endless, {}).remaining_s("edit") == close(TOOL_S)
+    circle = Workflow("w", CODER.nodes, (*CODER.edges[:2], Edge("test", "edit")))
+    assert Forecast.from_counts(circle, {}).branches("test") == {"edit": 0.5, END: 0.5}

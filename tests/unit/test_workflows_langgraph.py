@@ -225,6 +225,15 @@ def test_a_choice_of_which_one_is_part_of_another_keeps_both() -> None:
     assert outcomes(read(outer), "a") == {("b",), ("b", "team:x"), ("b", "team:y")}
 
 
+def test_choices_with_one_label_are_told_apart() -> None:
+    builder = graph_of("a b c", (START, "a"), ("b", END), ("c", END))
+    builder.add_conditional_edges("a", work, {"go": "b", END: END})
+    builder.add_conditional_edges("a", lambda state: "c", ["c", END])
+    workflow = read(builder)
+    assert outcomes(workflow, "a") == {("b", "c"), (END, "b"), (END, "c"), (END,)}
+    assert Workflow.from_dict(workflow.to_dict()) == workflow
+
+
 def test_a_graph_that_a_function_calls_stays_inside_of_its_node() -> None:
     inner = graph_of("x", (START, "x"), ("x", END)).compile()
 
