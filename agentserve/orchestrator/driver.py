@@ -295,16 +295,16 @@ class Orchestrator:
         return None
 
     def _cancel(self, live: LiveCall, error: CallFailed) -> None:
-        self.feed(events.RequestCancelled(event_id=self.next_id(), request_id=live.request_id))
         self.conclude(live, "cancelled", error)
+        self.feed(events.RequestCancelled(event_id=self.next_id(), request_id=live.request_id))
         if live.task is not None:
             live.task.cancel()
 
     def give_up(self, live: LiveCall, error: CallFailed) -> None:
         """End a call that failed on our side; the core forgets it."""
         if live.outcome is None:
-            self.feed(events.RequestCancelled(event_id=self.next_id(), request_id=live.request_id))
             self.conclude(live, "failed", error)
+            self.feed(events.RequestCancelled(event_id=self.next_id(), request_id=live.request_id))
 
     def conclude(self, live: LiveCall, outcome: str, error: AgentServeError | None = None) -> None:
         """End a call once and for all; what comes later is ignored."""
