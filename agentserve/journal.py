@@ -1,4 +1,4 @@
-"""What happened to a run, told once: the tracker keeps these events, the tracer makes spans of them, metrics count them.
+"""What happened to a run, told once: the tracker keeps it, the tracer makes spans of it, metrics count it.
 
 The gateway is the only writer. Every event is plain data, so that a trace can be drawn from Redis alone.
 """
@@ -24,7 +24,7 @@ class Kind(StrEnum):
     """decision (dispatch, hold, migrate, cancel, reject) and that decision's fields as plain data"""
     CALL_PREFILLED = "call.prefilled"
     """instance: the prefill leg of a split call ended"""
-    CALL_FIRST_TOKEN = "call.first_token"
+    CALL_FIRST_TOKEN = "call.first_token"  # noqa: S105  # a token of text, no secret
     """instance, cached_tokens: of each attempt"""
     CALL_MIGRATED = "call.migrated"
     """source, target, cause, replayed_tokens: the stream goes on at the target"""

@@ -118,4 +118,4 @@ def seconds(value_s: float) -> str:
 
 def signed(value_s: float) -> str:
     """A duration with its sign."""
-    return ("+" if value_s >= 0 else "−") + seconds(abs(value_s))  # noqa: RUF001 - a minus sign, to be read
+    return ("+" if value_s >= 0 else "−") + seconds(abs(value_s))

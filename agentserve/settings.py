@@ -1,4 +1,4 @@
-"""Every setting of the gateway and its parts, read once from `AGENTSERVE_*` variables; a bad value names its variable."""
+"""Every setting of the gateway, read once from `AGENTSERVE_*` variables; a bad value names its variable."""
 
 from pathlib import Path
 from typing import Literal

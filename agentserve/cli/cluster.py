@@ -14,7 +14,8 @@ from rich.table import Table
 from agentserve.cli.gateway_client import gateway_url, get_json
 
 GatewayFlag = Annotated[
-    str | None, typer.Option("--gateway", help="The gateway's URL [default: $AGENTSERVE_GATEWAY or http://127.0.0.1:8080]")
+    str | None,
+    typer.Option("--gateway", help="The gateway's URL [default: $AGENTSERVE_GATEWAY or http://127.0.0.1:8080]"),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
 

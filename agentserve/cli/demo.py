@@ -66,9 +66,7 @@ async def _demo(console: Console, runs: int, rate: float, speed: float, seed: in
     console.print(waterfall)
     report = out / "report.html"
     notes = (*workload.notes, f"emulated time runs {speed:g} times faster; seed {seed}")
-    write_report(
-        report, results, title="agentserve demo", notes=notes, waterfall_html=_as_html(waterfall)
-    )
+    write_report(report, results, title="agentserve demo", notes=notes, waterfall_html=_as_html(waterfall))
     console.print(f"\nreport: [bold]{report.resolve()}[/]  ({time.monotonic() - began_s:.0f} s in all)")
 
 

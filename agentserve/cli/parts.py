@@ -2,12 +2,15 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agentserve.errors import BadInput
 from scheduler.events import Role
+
+if TYPE_CHECKING:
+    from agentserve.workers.config import EngineConfig
 
 GpuFlag = Annotated[str, typer.Option(help="GPU type, as the profiles name it: a100-80g, h100, h200")]
 
@@ -37,7 +40,7 @@ def gateway(
     asyncio.run(run_gateway(settings, static_engines=[_static_engine(text) for text in engine or ()]))
 
 
-def _static_engine(text: str) -> object:
+def _static_engine(text: str) -> "EngineConfig":
     from agentserve.workers.config import EngineConfig
 
     parts = text.split(",")
@@ -54,7 +57,9 @@ def worker(
     engine_kind: Annotated[str, typer.Option(help="Adapter: vllm (the emulator too) or openai")] = "vllm",
     role: Annotated[Role, typer.Option(help="Phases it may serve")] = Role.MIXED,
     speed: Annotated[float, typer.Option(help="Faster than the GPU's profile by this factor")] = 1.0,
-    kv_capacity_tokens: Annotated[int | None, typer.Option(help="KV cache size [default: asked or from profile]")] = None,
+    kv_capacity_tokens: Annotated[
+        int | None, typer.Option(help="KV cache size [default: asked or from profile]")
+    ] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Most sequences at once")] = 256,
     max_batched_tokens: Annotated[int, typer.Option(help="Token budget of one iteration")] = 8192,
     kv_link_bytes_per_s: Annotated[float | None, typer.Option(help="Bandwidth of its KV link")] = None,

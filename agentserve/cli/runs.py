@@ -121,7 +121,8 @@ def replay(
     json: JsonFlag = False,
 ) -> None:
     """Send a recorded load to the gateway as its clients would, and measure."""
-    from agentserve.lab.replay import FixedSlo, SoloScaleSlo, replay as send
+    from agentserve.lab.replay import FixedSlo, SoloScaleSlo
+    from agentserve.lab.replay import replay as send
     from agentserve.lab.report import comparison_table, write_report
     from agentserve.lab.workloads import WorkloadOptions, load_workload
 

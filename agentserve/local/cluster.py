@@ -179,9 +179,7 @@ class LocalCluster:
             self._settings,
         )
 
-    def _child(
-        self, name: str, argv: list[str], probe: Any, settings: Mapping[str, str] | None = None
-    ) -> ChildProcess:
+    def _child(self, name: str, argv: list[str], probe: Any, settings: Mapping[str, str] | None = None) -> ChildProcess:
         assert self._log_dir is not None  # noqa: S101  # for the type checker: _start has set it
         given = {"MQTT_URL": f"mqtt://{HOST}:{self._broker_port}", **(settings or {})}
         if name == "gateway":

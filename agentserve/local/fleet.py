@@ -21,12 +21,12 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gpu: str
-    count: int = Field(1, ge=1, le=MAX_WORKERS)
+    count: int = Field(default=1, ge=1, le=MAX_WORKERS)
     role: Role = Role.MIXED
-    max_num_seqs: int = Field(256, ge=1)
-    max_batched_tokens: int = Field(8192, ge=16)
-    kv_capacity_tokens: int | None = Field(None, gt=0)
-    kv_link_bytes_per_s: float | None = Field(None, gt=0)
+    max_num_seqs: int = Field(default=256, ge=1)
+    max_batched_tokens: int = Field(default=8192, ge=16)
+    kv_capacity_tokens: int | None = Field(default=None, gt=0)
+    kv_link_bytes_per_s: float | None = Field(default=None, gt=0)
 
 
 class Fleet(BaseModel):
@@ -39,8 +39,8 @@ class Fleet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    speed: float = Field(1.0, gt=0, le=1000)
-    stream_interval: int = Field(1, ge=1, le=1000)
+    speed: float = Field(default=1.0, gt=0, le=1000)
+    stream_interval: int = Field(default=1, ge=1, le=1000)
     workers: Annotated[tuple[Group, ...], Field(min_length=1)]
 
     def named(self) -> list[tuple[str, Group]]:

@@ -1,4 +1,4 @@
-"""Agents on a live cluster, as their users run them: the command line, the README's example, the plain openai client."""
+"""Agents on a live cluster, as their users run them: by command line, as in the README, by the openai client."""
 
 import json
 import re
@@ -65,9 +65,8 @@ async def test_the_readme_example_runs_as_it_stands(cluster: LocalCluster, tmp_p
     assert code is not None
     (tmp_path / "my_agent.py").write_text(code[1])
     question = json.dumps({"question": "Which GPU should decode?"})
-    ran = await agentserve(
-        "run", "my_agent:graph", "--slo", "20s", "--input", question, "--json", "--gateway", cluster.gateway_url, cwd=tmp_path
-    )  # fmt: skip
+    flags = ("--slo", "20s", "--input", question, "--json", "--gateway", cluster.gateway_url)
+    ran = await agentserve("run", "my_agent:graph", *flags, cwd=tmp_path)
     assert ran.code == 0, ran.err
     result = json.loads(ran.out)
     assert result["output"]["answer"]
@@ -101,6 +100,7 @@ async def test_the_plain_openai_client_takes_part_by_headers(cluster: LocalClust
 async def test_ps_lists_every_instance(cluster: LocalCluster) -> None:
     listed = await agentserve("ps", "--json", "--gateway", cluster.gateway_url)
     state = json.loads(listed.out)
-    assert [instance["instance_id"] for instance in state["instances"]] == ["a100-80g-1", "a100-80g-2", "h100-1", "h200-1"]
+    names = [instance["instance_id"] for instance in state["instances"]]
+    assert names == ["a100-80g-1", "a100-80g-2", "h100-1", "h200-1"]
     drawn = await agentserve("ps", "--gateway", cluster.gateway_url)
     assert "h200-1" in drawn.out
