@@ -6,45 +6,25 @@ observed to predicted times: an EMA per instance, shrunk to the EMA of its GPU t
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.config import EstimateConfig
-from scheduler.events import InstanceReported, InstanceSpec, Role
+from scheduler.events import InstanceReported, InstanceSpec
 from scheduler.prefix import PrefixIndex
 from scheduler.profiles.profile import GpuProfile
+from scheduler.quantities import DERIVED, FLAGS, INPUTS, NEVER_S, TABLE, derive, facts
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_INPUTS = (
-    "d0", "d1", "d2", "p0", "max_seqs", "running", "bound", "foreign", "kv_own", "kv_offset", "kv_capacity",
-    "remaining", "cache_tokens",
-)  # fmt: skip
-"""What the derived quantities depend on; `_derive` unpacks them in this order."""
-_DERIVED = (
-    "batch", "chunk_base_s", "step_base_s", "step_growth_s", "mean_remaining_s", "seat_wait_s", "kv_used", "kv_slack",
-    "cache_excess",
-)  # fmt: skip
-_OTHERS = (
-    "max_batched", "kv_bytes", "link", "capability",
-    "base_p0", "base_p1", "base_p2", "base_d0", "base_d1", "base_d2", "p1", "p2",
-    "own_prefill", "own_decode", "prefill_samples", "decode_samples", "gpu_prefill", "gpu_decode",
-    "queued", "queued_tokens", "queued_work_s", "free_at_s", "foreign_wait_s", "reported_at_s", "preempted", "trust",
-    "box_q", "box_p", "box_d",
-)  # fmt: skip
-_TABLE = _INPUTS + _DERIVED + _OTHERS
-_NEVER_S = -1e18
-KV_FREE_SHARE = 0.8
-"""KV use from which growth is priced: above it engines begin to preempt."""
 _SHARE_EVERY = 16
 """After this many speed samples, instances that gave none take in what their GPU type's others showed."""
+_LONG = 10.0
+"""A speed sample counts fully from this many times `overhead_s` on."""
 _REFRESH_ROWS = 8
 """Up to this many changed rows are derived one by one, more all at once (measured: equal cost near 8 rows)."""
-_BOOLS = ("is_open", "can_prefill", "can_decode", "can_replay")
 
 
 class Pool:
@@ -156,7 +136,7 @@ class Pool:
         self._dirty: set[int] = set()
         self._learned = 0
         self._stale_at_s = float("inf")
-        self._adopt(np.zeros((len(_TABLE), 0)), np.zeros((len(_BOOLS), 0), dtype=bool))
+        self._adopt(np.zeros((len(TABLE), 0)), np.zeros((len(FLAGS), 0), dtype=bool))
 
     # Membership
 
@@ -170,7 +150,7 @@ class Pool:
         row = bisect_left(self.ids, spec.instance_id)
         self._adopt(np.insert(self._floats, row, 0.0, axis=1), np.insert(self._flags, row, False, axis=1))
         self._index(tuple(sorted(self.specs)))
-        for name, value in _facts(spec, profile, shared).items():
+        for name, value in facts(spec, profile, shared).items():
             getattr(self, name)[row] = value
         self._apply_corrections()
         self._membership()
@@ -197,9 +177,9 @@ class Pool:
     def _adopt(self, floats: Floats, flags: Bools) -> None:
         """One row per quantity in two tables; the named arrays are views of them."""
         self._floats, self._flags = np.ascontiguousarray(floats), np.ascontiguousarray(flags)
-        for i, name in enumerate(_TABLE):
+        for i, name in enumerate(TABLE):
             setattr(self, name, self._floats[i])
-        for i, name in enumerate(_BOOLS):
+        for i, name in enumerate(FLAGS):
             setattr(self, name, self._flags[i])
 
     def _membership(self) -> None:
@@ -294,21 +274,21 @@ class Pool:
         if now_s > self._stale_at_s:
             self._forget_stale(now_s)
         if len(self._dirty) > _REFRESH_ROWS:
-            derived = _derive(self._floats[: len(_INPUTS)], np.maximum, np.minimum)
-            self._floats[len(_INPUTS) : len(_INPUTS) + len(_DERIVED)] = derived
+            derived = derive(self._floats[: len(INPUTS)], np.maximum, np.minimum)
+            self._floats[len(INPUTS) : len(INPUTS) + len(DERIVED)] = derived
         else:
             for row in self._dirty:
-                inputs = self._floats[: len(_INPUTS), row].tolist()
-                self._floats[len(_INPUTS) : len(_INPUTS) + len(_DERIVED), row] = _derive(inputs, max, min)
+                inputs = self._floats[: len(INPUTS), row].tolist()
+                self._floats[len(INPUTS) : len(INPUTS) + len(DERIVED), row] = derive(inputs, max, min)
         self._dirty.clear()
 
     def _forget_stale(self, now_s: float) -> None:
         known = self.reported_at_s + self.config.stale_after_s
-        for row in np.flatnonzero((known < now_s) & (self.reported_at_s > _NEVER_S)).tolist():
+        for row in np.flatnonzero((known < now_s) & (self.reported_at_s > NEVER_S)).tolist():
             self.foreign[row] = self.foreign_wait_s[row] = self.kv_offset[row] = 0.0
-            self.reported_at_s[row] = _NEVER_S
+            self.reported_at_s[row] = NEVER_S
             self._dirty.add(row)
-        fresh = known[self.reported_at_s > _NEVER_S]
+        fresh = known[self.reported_at_s > NEVER_S]
         self._stale_at_s = float(fresh.min()) if len(fresh) else float("inf")
 
     def profile_prefill_s(self, row: int, fresh_tokens: float, cached_tokens: float) -> float:
@@ -329,11 +309,11 @@ class Pool:
 
     def observe_prefill(self, row: int, observed_s: float, profile_s: float) -> None:
         """Learn from a prefill that did not have to queue."""
-        self._learn(self.own_prefill, self.prefill_samples, self.gpu_prefill, row, observed_s / profile_s)
+        self._learn(self.own_prefill, self.prefill_samples, self.gpu_prefill, row, observed_s, profile_s)
 
     def observe_decode(self, row: int, observed_s: float, profile_s: float) -> None:
         """Learn from a window of one call's decode steps."""
-        self._learn(self.own_decode, self.decode_samples, self.gpu_decode, row, observed_s / profile_s)
+        self._learn(self.own_decode, self.decode_samples, self.gpu_decode, row, observed_s, profile_s)
 
     def observe_cached(self, row: int, expected_tokens: float, cached_tokens: float) -> None:
         """Learn how far the prefix index may be trusted on this instance."""
@@ -347,14 +327,18 @@ class Pool:
         values: Floats = getattr(self, name)
         values[row] += self.config.black_box_alpha * (value - float(values[row]))
 
-    def _learn(self, own: Floats, samples: Floats, shared: Floats, row: int, ratio: float) -> None:
-        bounded = min(max(ratio, self.config.min_correction), self.config.max_correction)
+    def _learn(
+        self, own: Floats, samples: Floats, shared: Floats, row: int, observed_s: float, profile_s: float
+    ) -> None:
+        bounded = min(max(observed_s / profile_s, self.config.min_correction), self.config.max_correction)
         # The first samples count fully: an EMA that starts at 1 would hide a straggler for many calls.
-        weight = max(self.config.instance_alpha, 1.0 / (float(samples[row]) + 1.0))
+        # Short ones count less: what HTTP and the relay add is a large part of them.
+        trust = min(profile_s / max(_LONG * self.config.overhead_s, 1e-9), 1.0)
+        weight = trust * max(self.config.instance_alpha, 1.0 / (float(samples[row]) + 1.0))
         own[row] += weight * (bounded - float(own[row]))
-        samples[row] += 1.0
+        samples[row] += trust
         mates = self.gpu_code == self.gpu_code[row]
-        shared[mates] += self.config.gpu_alpha * (bounded - float(shared[row]))
+        shared[mates] += trust * self.config.gpu_alpha * (bounded - float(shared[row]))
         self._learned += 1
         self._apply_corrections(slice(row, row + 1) if self._learned % _SHARE_EVERY else slice(None))
 
@@ -373,71 +357,3 @@ class Pool:
         prefill = (self.own_prefill[rows] * prefill_n + k * self.gpu_prefill[rows]) / (prefill_n + k)
         decode = (self.own_decode[rows] * decode_n + k * self.gpu_decode[rows]) / (decode_n + k)
         return prefill, decode
-
-
-def _derive(inputs: Any, maximum: Callable[..., Any], minimum: Callable[..., Any]) -> tuple[Any, ...]:
-    """The derived quantities of one row (floats, max, min) or of all (arrays, np.maximum, np.minimum): same sums."""
-    (
-        d0,
-        d1,
-        d2,
-        p0,
-        max_seqs,
-        running,
-        bound,
-        foreign,
-        kv_own,
-        kv_offset,
-        kv_capacity,
-        remaining,
-        cache_tokens,
-    ) = inputs
-    batch = running + bound + foreign
-    residents = maximum(batch, 1.0)
-    now_step_s = d0 + d1 * batch + d2 * kv_own
-    is_busy = minimum(running + foreign, 1.0)
-    seats = minimum(batch + 1.0, max_seqs)
-    mean_remaining_s = remaining * now_step_s / residents
-    kv_used = maximum(kv_own + kv_offset, 0.0)
-    return (
-        batch,
-        p0 + is_busy * (now_step_s - p0),
-        d0 + d1 * seats + d2 * kv_own,
-        0.5 * d2 * seats,
-        mean_remaining_s,
-        mean_remaining_s * maximum(batch + 1.0 - max_seqs, 0.0) / residents,
-        kv_used,
-        KV_FREE_SHARE * kv_capacity - kv_used,
-        cache_tokens - kv_capacity,
-    )
-
-
-def _facts(spec: InstanceSpec, profile: GpuProfile, shared: tuple[float, float]) -> dict[str, float | bool]:
-    scale = profile.calibration / spec.speed
-    decode_per_sequence = scale * profile.decode_per_sequence_s + profile.overhead_per_sequence_s / spec.speed
-    return {
-        "kv_capacity": float(spec.kv_capacity_tokens),
-        "max_seqs": float(spec.max_num_seqs),
-        "max_batched": float(spec.max_batched_tokens),
-        "kv_bytes": float(spec.kv_bytes_per_token),
-        "link": spec.kv_link_bytes_per_s or 0.0,
-        "capability": profile.capability * spec.speed,
-        "base_p0": scale * profile.prefill_base_s,
-        "base_p1": scale * profile.prefill_per_token_s,
-        "base_p2": scale * profile.prefill_per_token2_s,
-        "base_d0": scale * profile.decode_base_s,
-        "base_d1": decode_per_sequence,
-        "base_d2": scale * profile.decode_per_context_token_s,
-        "own_prefill": 1.0,
-        "own_decode": 1.0,
-        "gpu_prefill": shared[0],
-        "gpu_decode": shared[1],
-        "reported_at_s": _NEVER_S,
-        "trust": 1.0,
-        "box_p": scale * profile.prefill_per_token_s,
-        "box_d": scale * profile.decode_base_s + decode_per_sequence,
-        "is_open": True,
-        "can_prefill": spec.role is not Role.DECODE,
-        "can_decode": spec.role is not Role.PREFILL,
-        "can_replay": spec.supports_replay,
-    }

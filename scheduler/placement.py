@@ -18,8 +18,9 @@ import numpy as np
 from scheduler.call import Call
 from scheduler.config import AgentServeConfig
 from scheduler.decisions import Candidate, Explanation, MigrationCause
-from scheduler.estimate import KV_FREE_SHARE, Bools, Floats, Pool
+from scheduler.estimate import Bools, Floats, Pool
 from scheduler.latency import Demand, Terms, predict
+from scheduler.quantities import KV_FREE_SHARE
 from scheduler.selection import argmin, best_rows
 
 
