@@ -1,5 +1,6 @@
 """Which run and step is this code part of? A context variable says the run, LangGraph's own config says the node."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -92,14 +93,15 @@ def current_run() -> CurrentRun | None:
 
 
 def _current_step(run: ActiveRun) -> NodeStep | None:
-    from langgraph.config import get_config  # loaded already: a run exists only inside a graph
-
+    langgraph = sys.modules.get("langgraph.config")  # a client of the transport alone need not load it
+    if langgraph is None:
+        return None
     try:
-        config = get_config()
+        config = langgraph.get_config()
     except RuntimeError:  # outside of any node
         return None
     for place, key in (("metadata", "langgraph_checkpoint_ns"), ("configurable", "checkpoint_ns")):
-        namespace = (config.get(place) or {}).get(key)  # type: ignore[attr-defined]  # a TypedDict by variable key
+        namespace = (config.get(place) or {}).get(key)
         if namespace:
             return run.ledger.at(str(namespace))
     return None
