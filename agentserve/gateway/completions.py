@@ -144,6 +144,7 @@ class CallResponse:
         except AgentServeError as error:
             await self._refuse(error, scope, receive, send)
             return
+        await self._ended()  # before the answer, so that the client finds its run as the answer left it
         answer = whole_answer(self.live.request, self.live.stream, pieces, self._created)
         await json_response(answer, headers=self._headers())(scope, receive, send)
 
@@ -160,6 +161,7 @@ class CallResponse:
             while pieces:
                 await send(_body(writer.pieces(pieces), more=True))
                 pieces = await self.live.take()
+            await self._ended()
             await send(_body(writer.end()))
         except AgentServeError as error:
             await send(_body(writer.error(error)))

@@ -7,6 +7,7 @@ written when the store is back. Derived deadlines are always written behind: nob
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Awaitable
 from typing import Final
 
 from agentserve.errors import AgentServeError, NotFound, Unavailable
@@ -25,7 +26,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._behind: deque[tuple[str, Transition]] = deque()
+        self._behind: deque[tuple[Run, Transition]] = deque()
         self._owed: dict[str, int] = {}
         self._deadlines: dict[str, DeadlinesDerived] = {}
         self._work = asyncio.Event()
@@ -46,7 +47,7 @@ class Ledger:
             raise Unavailable(f"the store is away and {_MAX_BEHIND} transitions wait for it already")
         after = run.apply(transition)
         if after is not run:
-            self._behind.append((run.run_id, transition))
+            self._behind.append((run, transition))
             self._owed[run.run_id] = self._owed.get(run.run_id, 0) + 1
             self._work.set()
         return after
@@ -70,15 +71,16 @@ class Ledger:
     async def flush(self) -> None:
         """Write everything owed; Unavailable if the store is away, with nothing lost."""
         while self._behind:
-            run_id, transition = self._behind[0]
-            await self._attempt(run_id, transition)
+            run, transition = self._behind[0]
+            run_id = run.run_id
+            await self._told(run_id, self._stored(run, transition))
             self._behind.popleft()
             self._owed[run_id] -= 1
             if not self._owed[run_id]:
                 del self._owed[run_id]
         while self._deadlines:
             run_id, derived = next(iter(self._deadlines.items()))
-            await self._attempt(run_id, derived)
+            await self._told(run_id, self._store.apply(run_id, derived))
             if self._deadlines.get(run_id) is derived:
                 del self._deadlines[run_id]
 
@@ -89,9 +91,9 @@ class Ledger:
             await self._store.create(run)
             return await self._store.apply(run.run_id, transition)
 
-    async def _attempt(self, run_id: str, transition: Transition) -> None:
+    async def _told(self, run_id: str, writing: Awaitable[Run]) -> None:
         try:
-            await self._store.apply(run_id, transition)
+            await writing
         except Unavailable:
             raise
         except (AgentServeError, WorkflowError) as error:
