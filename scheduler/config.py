@@ -175,7 +175,7 @@ class SchedulerConfig:
     """Failed attempts after which a call is refused."""
     speed_sigma: float = 0.15
     """Standard deviation of ln(time) that the latency model leaves unexplained."""
-    explained_candidates: int = 4
+    explained_candidates: int = 3
     """Losing candidates listed in a decision's reason."""
     max_ended: int = 8192
     """Ended calls remembered, so that a late event about one is told from a wrong one."""

@@ -191,16 +191,17 @@ def harms(pool: Pool, terms: Terms, demand: Demand, prices: AgentServeConfig) ->
     """Weighted harm done to others by the prefill and by the decode of a call, per instance."""
     output, context = demand.output_tokens, float(demand.context_tokens)
     prefill = terms.chunk_s * pool.running
-    prefill *= prices.social_weight
     evicted = pool.cache_excess + terms.fresh
     np.maximum(evicted, 0.0, out=evicted)
     evicted *= pool.p1
     evicted *= prices.prefix_weight
-    prefill += evicted
     slower = pool.d2 * (context + 0.5 * output)
     slower += pool.d1
     slower *= np.minimum(pool.remaining, pool.batch * output)
-    slower *= prices.social_weight
+    if prices.social_weight != 1.0:  # two array operations less at the default weight
+        prefill *= prices.social_weight
+        slower *= prices.social_weight
+    prefill += evicted
     if context + output > float(pool.kv_slack[pool.kv_slack.argmin()]):
         over = np.maximum(context + output - pool.kv_slack, 0.0) / pool.kv_capacity
         slower += over * over * (1.0 + pool.preempted) * (prices.kv_weight / (1.0 - KV_FREE_SHARE) ** 2)
