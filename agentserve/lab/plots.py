@@ -26,6 +26,8 @@ _CSS: Final = {_INK: "currentColor", _GRID: "var(--grid)", _SLO: "var(--slo)"} |
     colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)
 }
 _BINS: Final = 24
+_GOODPUT_BINS: Final = 12
+_FIRST_INSTANCE_COLOUR: Final = 2  # the first ones mean policies
 _SMALL: Final = (5.2, 3.1)
 
 
@@ -81,9 +83,9 @@ def goodput_over_time(results: Results) -> str:
         for index, (policy, result) in enumerate(results.items()):
             ends = [run.finished_s - result.started_s for run in result.runs if run.attained]
             span_s = max([run.finished_s - result.started_s for run in result.runs], default=1.0) or 1.0
-            width_s = span_s / _BINS
-            counts = _counts(ends, width_s)
-            edges = [width_s * i for i in range(_BINS + 1)]
+            width_s = span_s / _GOODPUT_BINS
+            counts = _counts(ends, width_s, _GOODPUT_BINS)
+            edges = [width_s * i for i in range(_GOODPUT_BINS + 1)]
             axes.stairs([count / width_s for count in counts], edges, label=policy, **_line(index))
         axes.set(xlabel="time since the first run (s)", ylabel="attained runs / s", ylim=(0, None), xlim=(0, None))
         _legend(axes)
@@ -94,6 +96,11 @@ def goodput_over_time(results: Results) -> str:
 def ttft_cdf(results: Results) -> str:
     """Time to first token of the calls that ended well."""
     return _call_cdf(results, "ttft", "TTFT (s, log scale)", lambda call: call.ttft_s)
+
+
+def call_cdf(results: Results) -> str:
+    """Arrival to last token of the calls that ended well."""
+    return _call_cdf(results, "call", "call E2E (s, log scale)", lambda call: call.e2e_s)
 
 
 def tpot_cdf(results: Results) -> str:
@@ -110,21 +117,23 @@ def placements_over_time(results: Results) -> str:
         for placement in result.placements:
             totals[placement.decode_instance] = totals.get(placement.decode_instance, 0) + 1
     instances = sorted(sorted(totals, key=lambda name: -totals[name])[:8])
+    ends = [p.at_s - result.started_s for result in results.values() for p in result.placements]
+    width_s = (max(ends, default=1.0) or 1.0) / _BINS
 
     def draw(axes: "Axes", policy: str) -> None:
         result = results[policy]
-        span_s = max([placement.at_s - result.started_s for placement in result.placements], default=1.0) or 1.0
-        width_s = span_s / _BINS
         below = [0] * _BINS
         for index, instance in enumerate(instances):
             times = [p.at_s - result.started_s for p in result.placements if p.decode_instance == instance]
             counts = _counts(times, width_s)
             axes.bar(
                 [width_s * (i + 0.5) for i in range(_BINS)], counts, width_s * 0.9, bottom=below,
-                color=SERIES[index], label=f"{instance} ({len(times)})", linewidth=0,
+                color=SERIES[(index + _FIRST_INSTANCE_COLOUR) % 8], label=f"{instance} ({len(times)})", linewidth=0,
             )  # fmt: skip
             below = [low + count for low, count in zip(below, counts, strict=True)]
-        axes.set(title=policy, xlabel="time since the first run (s)", ylabel="calls placed", xlim=(0, None))
+        axes.set(title=policy, ylabel="calls placed", xlim=(0, None))
+        if policy == list(results)[-1]:
+            axes.set_xlabel("time since the first run (s)")
         _legend(axes, outside=True)
 
     return _svg("placements", draw, tuple(results), (10.6, 2.5 * max(1, len(results))))
@@ -178,16 +187,21 @@ def _line(index: int) -> dict[str, Any]:
     return {"color": SERIES[index % 8], "linestyle": _DASHES[index % 4], "linewidth": 2.0}
 
 
-def _counts(times_s: Sequence[float], width_s: float) -> list[int]:
-    counts = [0] * _BINS
+def _counts(times_s: Sequence[float], width_s: float, bins: int = _BINS) -> list[int]:
+    counts = [0] * bins
     for time_s in times_s:
-        counts[min(_BINS - 1, max(0, int(time_s / width_s)))] += 1
+        counts[min(bins - 1, max(0, int(time_s / width_s)))] += 1
     return counts
 
 
 def _log_x(axes: "Axes") -> None:
     if any(len(line.get_xdata()) for line in axes.get_lines()):  # type: ignore[arg-type]  # matplotlib's ArrayLike
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: "Axes", *, outside: bool = False) -> None:
@@ -211,7 +225,7 @@ def _svg(
     style: Any = _STYLE | {"svg.hashsalt": name}  # its keys are literals to matplotlib's types
     with mpl.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
-        rows = figure.subplots(max(1, len(panels)), 1, squeeze=False)
+        rows = figure.subplots(max(1, len(panels)), 1, squeeze=False, sharex=True, sharey=True)
         for index, axes in enumerate(rows[:, 0]):
             axes.grid(color=_GRID, linewidth=0.7)
             axes.set_axisbelow(True)

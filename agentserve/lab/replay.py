@@ -76,6 +76,8 @@ async def replay(
                 workload, gateway_url, model=model, speed=speed, slo=slo, policy=policy, seed=seed,
                 on_progress=on_progress, client=own, run_prefix=run_prefix, with_placements=with_placements,
             )  # fmt: skip
+    if isinstance(slo, SoloScaleSlo):
+        slo = slo.for_model(model)
     prefix = run_prefix if run_prefix is not None else f"{os.urandom(4).hex()}-"
     session = _Replay(
         client, gateway_url.rstrip("/"), model, speed, slo, seed, prefix, on_progress, len(workload.plans)

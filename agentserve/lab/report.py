@@ -49,8 +49,7 @@ ROWS: Final[Sequence[Row]] = (
 
 def comparison_table(results: Mapping[str, ReplayResult]) -> Table:
     """One column per policy, one row per figure; times as measured, on the replay's clock."""
-    table = Table(title=_clock(results), title_style="dim", title_justify="left")
-    table.add_column("")
+    table = Table(_clock_short(results))
     for policy in results:
         table.add_column(policy, justify="right", no_wrap=True)
     summaries = [summarise(result) for result in results.values()]
@@ -117,6 +116,7 @@ FIGURES: Final[Sequence[Figure]] = (
     ("Run time", "Submission to end, of all runs.", plots.run_seconds_cdf),
     ("Time to first token", "Per call: first token − arrival.", plots.ttft_cdf),  # noqa: RUF001 - a minus sign
     ("Time per output token", "Per call: (E2E − TTFT) / (tokens − 1).", plots.tpot_cdf),  # noqa: RUF001
+    ("Call time", "Per call: arrival to last token.", plots.call_cdf),
     ("Splits and migrations", "Calls served by more than one instance.", plots.moves),
 )
 
@@ -151,6 +151,11 @@ def _clock(results: Mapping[str, ReplayResult]) -> str:
         return f"{slo}; times as measured"
     shown = ", ".join(f"{speed:g}" for speed in speeds)
     return f"{slo}; times as measured on a clock compressed x {shown}"
+
+
+def _clock_short(results: Mapping[str, ReplayResult]) -> str:
+    speeds = sorted({result.speed for result in results.values()})
+    return "as measured" if speeds == [1.0] else "clock x " + ", ".join(f"{speed:g}" for speed in speeds)
 
 
 def _unique(texts: Sequence[str]) -> list[str]:

@@ -33,9 +33,7 @@ def made_up_result(policy="agentserve", runs=60, pace=1.0, seed=1, slo_s=8.0):
             calls.append(call)
             instance = draw.choice(INSTANCES)
             placements.append(
-                Placement(
-                    request_id=call.request_id, at_s=at_s, prefill_instance=instance, decode_instance=instance
-                )
+                Placement(request_id=call.request_id, at_s=at_s, prefill_instance=instance, decode_instance=instance)
             )
             if call.migrations:
                 placements.append(

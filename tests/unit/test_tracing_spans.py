@@ -1,0 +1,300 @@
+"""What spans a run becomes, from journal events alone."""
+
+import json
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from agentserve.errors import BadInput
+from agentserve.journal import Kind, RunEvent
+from agentserve.telemetry import names
+from agentserve.telemetry.tracing import (
+    SpanSink,
+    derived_provider,
+    make_tracer_provider,
+    parse_traceparent,
+    trace_id_of,
+)
+from tests.unit.made_up_run import (
+    RUN,
+    START_S,
+    arrived,
+    decided,
+    dispatch,
+    event,
+    finished,
+    first_token,
+    submitted,
+    whole_run,
+)
+
+CLIENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+class Traced:
+    """A sink whose spans are kept."""
+
+    def __init__(self, **options):
+        self._exporter = InMemorySpanExporter()
+        provider = derived_provider()
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.sink = SpanSink(provider, **options)
+
+    def take(self, events):
+        for one in events:
+            self.sink.record(one)
+        return self
+
+    @property
+    def spans(self):
+        return self._exporter.get_finished_spans()
+
+    def named(self, name):
+        return [span for span in self.spans if span.name == name]
+
+    def children_of(self, span):
+        return [s for s in self.spans if s.parent is not None and s.parent.span_id == span.context.span_id]
+
+
+def ns(at_s):
+    return round((START_S + at_s) * 1e9)
+
+
+def test_a_run_is_a_tree_of_workflow_steps_calls_and_phases():
+    traced = Traced().take(whole_run())
+    (root,) = traced.named("invoke_workflow researcher")
+    assert root.parent is None
+    assert sorted(s.name for s in traced.children_of(root)) == [
+        "execute_tool fetch",
+        "invoke_agent plan",
+        "invoke_agent search",
+        "invoke_agent search",
+        "invoke_agent write",
+    ]
+    (plan,) = traced.named("invoke_agent plan")
+    (chat,) = traced.children_of(plan)
+    assert chat.name == "chat llama-3.1-8b"
+    assert chat.kind is SpanKind.CLIENT
+    assert [s.name for s in traced.children_of(chat)] == ["queue", "prefill", "kv_transfer", "decode"]
+    assert {span.context.trace_id for span in traced.spans} == {trace_id_of(RUN)}
+
+
+def test_spans_have_the_times_of_the_events():
+    traced = Traced().take(whole_run())
+    (root,) = traced.named("invoke_workflow researcher")
+    assert (root.start_time, root.end_time) == (ns(0.0), ns(9.5))
+    (transfer,) = traced.named("kv_transfer")
+    assert (transfer.start_time, transfer.end_time) == (ns(0.7), ns(0.9))
+
+
+def test_each_migration_is_a_span_with_source_target_and_cause():
+    traced = Traced().take(whole_run())
+    (move,) = traced.named("migration")
+    assert dict(move.attributes) == {
+        names.MIGRATION_SOURCE: "a100-1",
+        names.MIGRATION_TARGET: "h200-1",
+        names.MIGRATION_CAUSE: "late",
+        names.REPLAYED_TOKENS: 87,
+    }
+    assert (move.start_time, move.end_time) == (ns(4.0), ns(4.4))
+
+
+def test_a_chat_span_compares_what_was_predicted_with_what_came():
+    (plan,) = Traced().take(whole_run()).named("invoke_agent plan")
+    chat = next(
+        s for s in Traced().take(whole_run()).named("chat llama-3.1-8b") if s.parent.span_id == plan.context.span_id
+    )
+    known = chat.attributes
+    assert known[names.OPERATION] == "chat"
+    assert known[names.REQUEST_MODEL] == "llama-3.1-8b"
+    assert (known[names.INPUT_TOKENS], known[names.OUTPUT_TOKENS]) == (900, 150)
+    assert (known[names.LENGTH_P10], known[names.LENGTH_P50], known[names.LENGTH_P90]) == (40.0, 120.0, 310.0)
+    assert known[names.LENGTH_ACTUAL] == 150
+    assert (known[names.PREFILL_INSTANCE], known[names.DECODE_INSTANCE], known[names.SPLIT]) == (
+        "h100-1",
+        "a100-1",
+        True,
+    )
+    assert known[names.SLACK_S] == 1.5
+    assert known[names.TARGET_DEADLINE] == START_S + 4.0
+
+
+def test_a_decision_is_an_event_with_its_candidates_and_their_verdicts():
+    chat = Traced().take(whole_run()).named("chat llama-3.1-8b")[0]
+    decision = next(e for e in chat.events if e.name == names.DECISION_EVENT)
+    assert decision.attributes[names.RULE] == "just enough: weakest of 2 in time"
+    assert decision.attributes[names.CANDIDATES_TOTAL] == 5
+    verdicts = [json.loads(candidate)["verdict"] for candidate in decision.attributes[names.CANDIDATES]]
+    assert verdicts == ["chosen", "1.0 s late", "stronger than needed"]
+
+
+def test_a_failed_attempt_is_an_event_of_its_call():
+    chats = Traced().take(whole_run()).named("chat llama-3.1-8b")
+    failed = [e for chat in chats for e in chat.events if e.name == names.ATTEMPT_FAILED_EVENT]
+    assert [(e.attributes[names.INSTANCE], e.attributes[names.MESSAGE]) for e in failed] == [
+        ("a100-2", "connection lost")
+    ]
+
+
+def test_failures_mark_call_step_and_run_as_errors():
+    events = [
+        submitted(),
+        event(Kind.STEP_STARTED, 0.0, "plan", node="plan", kind="llm", parents=[]),
+        arrived(0.0, "plan", "c", "plan"),
+        finished(1.0, "plan", "c", outcome="failed", error="no instance serves it"),
+        event(Kind.STEP_FINISHED, 1.0, "plan", node="plan", outcome="failed", error="no instance serves it"),
+        event(Kind.RUN_FINISHED, 1.0, status="failed", e2e_s=1.0, attained=False, error="plan failed"),
+    ]
+    spans = [span for span in Traced().take(events).spans if span.name != "queue"]
+    assert [span.status.status_code for span in spans] == [StatusCode.ERROR] * 3
+    assert spans[0].status.description == "no instance serves it"
+
+
+def test_a_clients_traceparent_becomes_the_parent_of_the_run():
+    events = [submitted(traceparent=CLIENT), *whole_run()[1:]]
+    traced = Traced().take(events)
+    (root,) = traced.named("invoke_workflow researcher")
+    assert f"{root.context.trace_id:032x}" == CLIENT.split("-")[1]
+    assert f"{root.parent.span_id:016x}" == CLIENT.split("-")[2]
+    assert {span.context.trace_id for span in traced.spans} == {root.context.trace_id}
+
+
+def test_a_call_with_a_traceparent_of_its_own_links_to_it():
+    events = [submitted(), arrived(0.0, "plan", "c", "plan", traceparent=CLIENT), finished(1.0, "plan", "c")]
+    chat = Traced().take(events).named("chat llama-3.1-8b")[0]
+    assert [f"{link.context.span_id:016x}" for link in chat.links] == [CLIENT.split("-")[2]]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "garbage", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "00-" + "1" * 32 + "-" + "0" * 16 + "-01"],
+)
+def test_an_invalid_traceparent_is_no_parent(header):
+    assert parse_traceparent(header) is None
+
+
+def test_two_gateways_give_one_trace_whichever_events_each_saw():
+    events = whole_run()
+    whole = {(s.name, s.context.span_id, s.parent and s.parent.span_id) for s in Traced().take(events).spans}
+    cut = 10
+    first, second = Traced().take(events[:cut]), Traced()
+    second.sink.restore(events[:cut])
+    second.take(events[cut:])
+    parts = [(s.name, s.context.span_id, s.parent and s.parent.span_id) for s in (*first.spans, *second.spans)]
+    assert sorted(parts, key=str) == sorted(whole, key=str)
+
+
+def test_without_restore_the_spans_still_join_the_same_trace():
+    traced = Traced().take(whole_run()[12:])
+    assert {span.context.trace_id for span in traced.spans} == {trace_id_of(RUN)}
+    (root,) = traced.named("invoke_workflow unknown")
+    assert root.start_time == ns(0.0)
+
+
+def test_the_traceparent_names_the_chat_span_while_the_call_lives():
+    traced = Traced()
+    traced.take([submitted(), arrived(0.0, "plan", "c", "plan")])
+    header = traced.sink.traceparent("c")
+    traced.take([finished(1.0, "plan", "c")])
+    chat = traced.named("chat llama-3.1-8b")[0]
+    assert header == f"00-{chat.context.trace_id:032x}-{chat.context.span_id:016x}-01"
+    assert traced.sink.traceparent("c") is None
+
+
+def test_without_a_provider_only_traceparents_are_made():
+    sink = SpanSink()
+    for one in [submitted(), arrived(0.0, "plan", "c", "plan")]:
+        sink.record(one)
+    assert sink.traceparent("c").startswith(f"00-{trace_id_of(RUN):032x}-")
+    for one in [finished(1.0, "plan", "c"), whole_run()[-1]]:
+        sink.record(one)
+    assert sink.traceparent("c") is None
+
+
+def test_a_call_that_outlives_its_cancelled_run_has_its_span_too():
+    events = [
+        submitted(),
+        event(Kind.STEP_STARTED, 0.0, "plan", node="plan", kind="llm", parents=[]),
+        arrived(0.0, "plan", "c", "plan"),
+        event(Kind.RUN_FINISHED, 1.0, status="cancelled", e2e_s=1.0, attained=False, error=None),
+        finished(1.2, "plan", "c", outcome="cancelled"),
+    ]
+    traced = Traced().take(events)
+    assert sorted(span.name for span in traced.spans) == [
+        "chat llama-3.1-8b",
+        "invoke_agent plan",
+        "invoke_workflow researcher",
+        "queue",
+    ]
+    traced.take([event(Kind.STEP_FINISHED, 1.3, "plan", node="plan", outcome="cancelled", error=None)])
+    assert len(traced.spans) == 4
+
+
+def test_runs_without_an_end_are_bounded_in_number_and_sent_as_incomplete():
+    traced = Traced(max_open_runs=3)
+    for number in range(5):
+        run_id = f"r{number}"
+        traced.sink.record(
+            RunEvent(run_id=run_id, kind=Kind.RUN_SUBMITTED, at_s=START_S + number, data={"workflow": "w"})
+        )
+        traced.sink.record(
+            RunEvent(
+                run_id=run_id,
+                kind=Kind.CALL_ARRIVED,
+                at_s=START_S + number,
+                request_id=f"c{number}",
+                data={"model": "m"},
+            )
+        )
+    roots = traced.named("invoke_workflow w")
+    assert [root.attributes[names.RUN_ID] for root in roots] == ["r0", "r1"]
+    assert all(root.attributes[names.INCOMPLETE] for root in roots)
+    assert traced.sink.traceparent("c0") is None
+    assert traced.sink.traceparent("c4") is not None
+
+
+def test_runs_without_an_end_are_bounded_in_age():
+    traced = Traced(max_age_s=60.0)
+    for number, at_s in enumerate((0.0, 30.0, 90.0)):
+        traced.sink.record(
+            RunEvent(run_id=f"r{number}", kind=Kind.RUN_SUBMITTED, at_s=START_S + at_s, data={"workflow": "w"})
+        )
+    assert [span.attributes[names.RUN_ID] for span in traced.named("invoke_workflow w")] == ["r0", "r1"]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("data", [{}, {"reason": 3, "candidates": None}, {"type": "dispatch", "attempt": "x"}])
+def test_malformed_events_never_raise(kind, data, caplog):
+    traced = Traced()
+    for step, request in ((None, None), ("s", None), ("s", "c"), (None, "c")):
+        traced.sink.record(RunEvent(run_id=RUN, kind=kind, at_s=START_S, step_id=step, request_id=request, data=data))
+    traced.take(whole_run())
+    assert traced.named("invoke_workflow researcher") or kind is Kind.RUN_FINISHED
+
+
+def test_a_flood_of_events_of_one_call_is_bounded():
+    traced = Traced()
+    traced.take([submitted(), arrived(0.0, "s", "c", "n"), decided(0.0, "s", "c", dispatch("c", 1, "a", "a"))])
+    traced.take(first_token(0.1 + i / 1e4, "s", "c", "a") for i in range(5000))
+    traced.take([finished(9.0, "s", "c")])
+    (chat,) = traced.named("chat llama-3.1-8b")
+    assert len(chat.events) <= 500
+    assert chat.end_time == ns(9.0)
+
+
+def test_no_endpoint_means_no_provider():
+    assert make_tracer_provider(None) is None
+    assert make_tracer_provider("") is None
+
+
+def test_a_bad_endpoint_is_named():
+    with pytest.raises(BadInput, match="localhost:4317"):
+        make_tracer_provider("localhost:4317")
+
+
+def test_a_foreign_provider_is_refused():
+    with pytest.raises(BadInput, match="derived_provider"):
+        SpanSink(TracerProvider(shutdown_on_exit=False))
