@@ -1,5 +1,6 @@
 """A LangChain chat model that speaks to the gateway over httpx alone, carries its run, and outlives a restart."""
 
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -97,7 +98,9 @@ class ChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with self._reached() as gateway:
-            return _result(self._client.post(gateway + _PATH, json=self._body(messages, stop, kwargs)))
+            return _result(
+                self._client.post(gateway + _PATH, json=self._body(messages, stop, kwargs), headers=_named())
+            )
 
     async def _agenerate(
         self,
@@ -107,7 +110,11 @@ class ChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with self._reached() as gateway:
-            return _result(await self._async_client.post(gateway + _PATH, json=self._body(messages, stop, kwargs)))
+            return _result(
+                await self._async_client.post(
+                    gateway + _PATH, json=self._body(messages, stop, kwargs), headers=_named()
+                )
+            )
 
     def _stream(
         self,
@@ -117,7 +124,10 @@ class ChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         body = {**self._body(messages, stop, kwargs), **_STREAMED}
-        with self._reached() as gateway, self._client.stream("POST", gateway + _PATH, json=body) as response:
+        with (
+            self._reached() as gateway,
+            self._client.stream("POST", gateway + _PATH, json=body, headers=_named()) as response,
+        ):
             if not response.is_success:
                 response.read()
                 raise _refused(response)
@@ -138,7 +148,7 @@ class ChatModel(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         body = {**self._body(messages, stop, kwargs), **_STREAMED}
         with self._reached() as gateway:
-            async with self._async_client.stream("POST", gateway + _PATH, json=body) as response:
+            async with self._async_client.stream("POST", gateway + _PATH, json=body, headers=_named()) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _refused(response)
@@ -179,6 +189,10 @@ class ChatModel(BaseChatModel):
 
 _PATH: Final = "/v1/chat/completions"
 _STREAMED: Final = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def _named() -> dict[str, str]:
+    return {headers.REQUEST_ID: f"call-{uuid.uuid4().hex}"}
 
 
 def _result(response: httpx.Response) -> ChatResult:

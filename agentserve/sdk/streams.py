@@ -21,7 +21,7 @@ def deliver(call: Call, request: Any, sender: Callable[[Any], Any], patience: Pa
         try:
             response = sender(request)
             if call.whole():
-                response = call.wrap(response, call.library.ByteStream(b"".join(response.stream)))
+                response = _read(call, response)
         except call.lost:
             call.lost_once = True
             if not wait.longer():
@@ -42,8 +42,7 @@ async def adeliver(call: Call, request: Any, sender: Callable[[Any], Awaitable[A
         try:
             response = await sender(request)
             if call.whole():
-                parts = [part async for part in response.stream]
-                response = call.wrap(response, call.library.ByteStream(b"".join(parts)))
+                response = await _aread(call, response)
         except call.lost:
             call.lost_once = True
             if not wait.longer():
@@ -54,6 +53,21 @@ async def adeliver(call: Call, request: Any, sender: Callable[[Any], Awaitable[A
                 return response
             await response.aclose()
         await patience.asleep(wait.next_s)
+
+
+def _read(call: Call, response: Any) -> Any:
+    """The response with its body in memory, its connection given back."""
+    try:
+        return call.wrap(response, call.library.ByteStream(b"".join(response.stream)))
+    finally:
+        response.close()
+
+
+async def _aread(call: Call, response: Any) -> Any:
+    try:
+        return call.wrap(response, call.library.ByteStream(b"".join([part async for part in response.stream])))
+    finally:
+        await response.aclose()
 
 
 class _Sources:

@@ -65,6 +65,13 @@ class Gateway:
 class Parts(httpx.SyncByteStream, httpx.AsyncByteStream):
     def __init__(self, parts: list[Any]) -> None:
         self.parts = parts
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def aclose(self) -> None:
+        self.closed = True
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self.parts:
@@ -178,6 +185,19 @@ def test_an_answer_that_breaks_off_in_its_body_is_asked_for_again() -> None:
     assert client(Gateway(broken, httpx.Response(200, json={"answer": 1}))).post(CHAT, json=BODY).json() == {
         "answer": 1
     }
+
+
+async def test_every_connection_is_given_back() -> None:
+    async def check(stream: bool, *parts: Any) -> None:
+        streams_ = [Parts(list(parts)) for _ in range(2)]
+        heads = {"content-type": "text/event-stream"} if stream else {}
+        answers = [httpx.Response(200, headers=heads, stream=each) for each in streams_]
+        client(Gateway(answers[0])).post(CHAT, json={**BODY, "stream": stream})
+        await aclient(Gateway(answers[1])).post(CHAT, json={**BODY, "stream": stream})
+        assert [each.closed for each in streams_] == [True, True]
+
+    await check(False, b"{}")
+    await check(True, token("a", 7, prompt=[5], finish="stop"), DONE)
 
 
 def test_patience_ends_and_the_callers_own_error_remains() -> None:
