@@ -1,6 +1,6 @@
 """What does one event of an engine's stream say? From its JSON payload to Deltas, one per choice."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -9,20 +9,17 @@ from agentserve.engines.adapter import Delta
 from agentserve.errors import EngineFailed
 
 
-def parse_chunk(payload: bytes) -> Iterator[Delta]:
+def parse_chunk(payload: bytes) -> Sequence[Delta]:
     """The deltas of one payload; raises EngineFailed for an error event or anything that is not a chunk."""
     try:
         chunk = orjson.loads(payload)
         if chunk.get("error"):
             raise _reported(chunk["error"])
         usage = chunk.get("usage")
-        choices = chunk.get("choices") or ()
-        if not choices:
-            if usage:
-                yield Delta(usage=usage)
-            return
-        for choice in choices:
-            yield _delta(chunk, choice, usage)
+        choices = chunk.get("choices")
+        if choices:
+            return [_delta(chunk, choice, usage) for choice in choices]
+        return [Delta(usage=usage)] if usage else ()
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise EngineFailed(f"malformed chunk in the engine's stream: {type(error).__name__}") from error
 

@@ -9,6 +9,7 @@ import httpx
 import orjson
 
 from agentserve.engines.sse import SseSplitter
+from agentserve.engines.transport import EngineTransport
 from agentserve.errors import EngineFailed
 
 MAX_ERROR_BYTES: Final = 64 * 1024
@@ -49,21 +50,23 @@ class EngineHttp:
         self._client = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(limits.stall_timeout_s, connect=limits.connect_timeout_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=KEEPALIVE_S),
-            transport=transport,
+            transport=transport or EngineTransport(KEEPALIVE_S),
+            headers={"accept-encoding": "identity"},
             trust_env=False,
         )
 
     async def events(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
-    ) -> AsyncGenerator[bytes, None]:
-        """Post a streaming call; yield the payload of each server-sent event. Closing it closes the connection."""
+    ) -> AsyncGenerator[list[bytes], None]:
+        """Post a streaming call; yield the payloads of its server-sent events, those that came together at once.
+
+        Closing it closes the connection.
+        """
         splitter = SseSplitter(self.limits.max_line_bytes, self.limits.max_total_bytes)
         async with self._post(path, body, headers) as response:
             try:
                 async for chunk in response.aiter_raw():
-                    for payload in splitter.feed(chunk):
-                        yield payload
+                    yield splitter.feed(chunk)
             except httpx.HTTPError as error:
                 raise self._failed(error) from error
 

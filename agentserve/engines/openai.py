@@ -1,7 +1,6 @@
 """How is a call served by any OpenAI-compatible server? Plain fields only; it takes no token ids, so nothing moves."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 from agentserve.engines.adapter import Capabilities, Delta, EngineCall
@@ -19,13 +18,11 @@ class OpenAiAdapter:
         self._health_path = health_path
         self.capabilities = Capabilities(engine="openai")
 
-    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+    def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Serve a call from its beginning."""
         if call.replay_ids is not None or call.kv_transfer_params is not None:
             raise EngineFailed(f"{self._http.url}: a plain OpenAI server takes no token ids and no KV", retryable=False)
-        async with aclosing(stream_deltas(self._http, call.path, plain_body(call), call.headers)) as deltas:
-            async for delta in deltas:
-                yield delta
+        return stream_deltas(self._http, call.path, plain_body(call), call.headers)
 
     async def prefill(self, call: EngineCall) -> Mapping[str, Any]:
         """Always EngineFailed: there is no KV to hand over."""

@@ -26,12 +26,10 @@ class VllmAdapter:
             kv_transfer=True,
         )
 
-    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
+    def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Serve a call, or the decode leg of a split one."""
         body = vllm_body(call, priority=self._priority)
-        async with aclosing(stream_deltas(self._http, attempt_path(call), body, call.headers)) as deltas:
-            async for delta in deltas:
-                yield delta
+        return stream_deltas(self._http, attempt_path(call), body, call.headers)
 
     async def prefill(self, call: EngineCall) -> Mapping[str, Any]:
         """Run the prefill leg of a split call; returns what its decode leg needs."""
@@ -65,13 +63,14 @@ async def stream_deltas(
 ) -> AsyncGenerator[Delta, None]:
     """The deltas of a streaming call up to `[DONE]`; EngineUnreachable if the stream just stops before its finish."""
     has_finished = False
-    async with aclosing(http.events(path, body, headers)) as payloads:
-        async for payload in payloads:
-            if payload == DONE:
-                return
-            for delta in parse_chunk(payload):
-                if delta.finish_reason is not None:
-                    has_finished = True
-                yield delta
+    async with aclosing(http.events(path, body, headers)) as arrivals:
+        async for payloads in arrivals:
+            for payload in payloads:
+                if payload == DONE:
+                    return
+                for delta in parse_chunk(payload):
+                    if delta.finish_reason is not None:
+                        has_finished = True
+                    yield delta
     if not has_finished:
         raise EngineUnreachable(f"{http.url}: the stream ended before its finish")
