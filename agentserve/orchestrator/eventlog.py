@@ -21,30 +21,30 @@ logger = logging.getLogger(__name__)
 
 MAX_BYTES: Final = 2**30
 _FLUSH_EVERY_S: Final = 0.5
+_MAX_FILES: Final = 1000
 
 
 class EventLog:
     """Keeps records in memory and writes them in a thread; never blocks or breaks serving.
 
-    A log starts with an empty scheduler, so it is one file from beginning to end: an existing one is refused with
-    BadInput, and at `max_bytes` recording stops with one warning and a last line that says so, instead of rotating.
+    A log starts with an empty scheduler, so it is one file from beginning to end. Where `path` exists already (a gateway
+    that was restarted), the next free one of `name-2.jsonl`, `name-3.jsonl` … is written: see `path`. At `max_bytes`
+    recording stops with one warning and a last line that says so, since a part of a log replays nothing.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> None:
-        self.path = path
+        self.path = _free(path)
         self._max_bytes = max_bytes
         self._records: list[tuple[float, Event, Sequence[Decision]]] = []
         self._written = 0
         self._open = True
         self._writing = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("xb") as file:
                 self._written = file.write(orjson.dumps(header) + b"\n")
-        except FileExistsError:
-            raise BadInput(f"event log {path} exists: a log replays only from its start, so name a new file") from None
         except OSError as error:
-            raise BadInput(f"event log {path} cannot be written: {error.strerror}") from None
+            raise BadInput(f"event log {self.path} cannot be written: {error.strerror}") from None
 
     def record(self, now_s: float, event: Event, decisions: Sequence[Decision]) -> None:
         """Take one handled event; cheap, written later."""
@@ -80,3 +80,13 @@ class EventLog:
         except OSError as error:
             self._open = False
             logger.warning("event log %s: %s; recording stops", self.path, error.strerror)
+
+
+def _free(path: Path) -> Path:
+    if not path.exists():
+        return path
+    for number in range(2, _MAX_FILES):
+        other = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not other.exists():
+            return other
+    raise BadInput(f"event log {path}: there are {_MAX_FILES} of them already; remove some")
