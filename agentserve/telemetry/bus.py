@@ -163,7 +163,8 @@ class Bus:
     async def flush(self, timeout_s: float) -> bool:
         """Wait until the broker has confirmed every retained fact; returns whether it did in time."""
         try:
-            await asyncio.wait_for(self._settled.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
         except TimeoutError:
             return False
         return True
@@ -180,6 +181,7 @@ class Bus:
                 self._set_connected(False, _reason(group))
             finally:
                 self._set_connected(False, self._problem or _CLOSED)
+            _heed_cancellation()
             backoff_s = _FIRST_BACKOFF_S if was_connected else min(backoff_s * 2, _LAST_BACKOFF_S)
             await asyncio.sleep(backoff_s * _JITTER.uniform(0.5, 1.0))
 
@@ -189,6 +191,7 @@ class Bus:
         try:
             for topic_filter in self._handlers:
                 await client.subscribe(topic_filter, qos=1)
+                _heed_cancellation()
             self._outgoing.clear()
             self._unsent_facts = dict(self._facts)
             if self._facts:
@@ -236,6 +239,7 @@ class Bus:
                     await client.publish(message.topic, message.payload, message.qos)
                 else:
                     await self._send_fact(client)
+                _heed_cancellation()
             self._settled.set()
 
     async def _send_fact(self, client: aiomqtt.Client) -> None:
@@ -258,6 +262,17 @@ class Bus:
             logger.warning("broker %s: no connection (%s), trying on", self.address, problem)
         if changed and self._on_change is not None:
             self._on_change(connected)
+
+
+def _heed_cancellation() -> None:
+    """Raise a cancellation that was swallowed on the way here.
+
+    `asyncio.wait_for`, which aiomqtt uses, loses one that comes with a result (before Python 3.12); a TaskGroup loses
+    one that comes with an error (before 3.13).
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _connect(client: aiomqtt.Client) -> None:

@@ -254,7 +254,8 @@ class Worker:
             await asyncio.sleep(max(duration_s, 0.0))
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.asked.wait(), max(duration_s, 0.0))
+            async with asyncio.timeout(max(duration_s, 0.0)):
+                await self._stop.asked.wait()
 
     async def _abandon_tasks(self) -> None:
         tasks = [t for t in (self._looking, self._rediscovering) if t is not None]
