@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agentserve.errors import BadInput
+from scheduler.errors import UnknownProfile
 from scheduler.profiles import GpuProfile, load_profile
 from workflows.graph import Workflow
 
@@ -99,7 +100,7 @@ class FixedSlo:
 class SoloScaleSlo:
     """A multiple, alpha, of the run's solo time on a reference GPU: the SLO scale of the serving literature.
 
-    `model` None: the model that is replayed. Raises UnknownProfile, naming the known ones, when first used.
+    `model` None: the model that is replayed. Raises BadInput, naming the known ones, when used with an unknown one.
     """
 
     alpha: float
@@ -118,7 +119,10 @@ class SoloScaleSlo:
         """Seconds from submission to deadline."""
         if self.model is None:
             raise BadInput("an SLO scale needs the model whose solo time it multiplies")
-        return self.alpha * solo_s(plan, load_profile(self.gpu, self.model))
+        try:
+            return self.alpha * solo_s(plan, load_profile(self.gpu, self.model))
+        except UnknownProfile as error:
+            raise BadInput(f"no solo time for the SLO: {error}; give a fixed SLO") from None
 
     def describe(self) -> str:
         """The rule in words."""

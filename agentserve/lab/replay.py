@@ -78,9 +78,10 @@ async def replay(
             )  # fmt: skip
     if isinstance(slo, SoloScaleSlo):
         slo = slo.for_model(model)
+    slos = {plan.run_id: slo.slo_s(plan) / speed for plan in workload.plans} if slo is not None else {}
     prefix = run_prefix if run_prefix is not None else f"{os.urandom(4).hex()}-"
     session = _Replay(
-        client, gateway_url.rstrip("/"), model, speed, slo, seed, prefix, on_progress, len(workload.plans)
+        client, gateway_url.rstrip("/"), model, speed, slos, seed, prefix, on_progress, len(workload.plans)
     )
     await session.register(workload)
     started_s = time.time()
@@ -118,7 +119,7 @@ class _Replay:
     url: str
     model: str
     speed: float
-    slo: SloRule | None
+    slos: Mapping[str, float]
     seed: int
     prefix: str
     on_progress: Callable[[ReplayProgress], None] | None
@@ -154,7 +155,7 @@ class _Replay:
                 tasks.create_task(self._run(plan))
 
     async def _run(self, plan: RunPlan) -> None:
-        slo_s = self.slo.slo_s(plan) / self.speed if self.slo is not None else None
+        slo_s = self.slos.get(plan.run_id)
         run = _LiveRun(plan, self.prefix + plan.run_id, slo_s)
         submitted_s = time.time()
         self.progress.runs_started += 1

@@ -21,7 +21,7 @@ Row = tuple[str, Callable[[Summary], str], int]
 
 
 def _number(value: float | None, digits: int, unit: str, factor: float = 1.0) -> str:
-    return "–" if value is None else f"{value * factor:,.{digits}f}{unit}"  # noqa: RUF001 - a dash: not known
+    return "–" if value is None else f"{value * factor:,.{digits}f}{unit}"
 
 
 def _quantiles(name: str, unit: str, digits: int, factor: float = 1.0) -> Callable[[Summary], str]:
@@ -114,8 +114,8 @@ FIGURES: Final[Sequence[Figure]] = (
     ("Run time against its SLO", "Left of the line is in time; failed runs never arrive.", plots.run_time_cdf),
     ("Goodput over time", "Attained runs per second, by when they ended.", plots.goodput_over_time),
     ("Run time", "Submission to end, of all runs.", plots.run_seconds_cdf),
-    ("Time to first token", "Per call: first token − arrival.", plots.ttft_cdf),  # noqa: RUF001 - a minus sign
-    ("Time per output token", "Per call: (E2E − TTFT) / (tokens − 1).", plots.tpot_cdf),  # noqa: RUF001
+    ("Time to first token", "Per call: first token − arrival.", plots.ttft_cdf),
+    ("Time per output token", "Per call: (E2E − TTFT) / (tokens − 1).", plots.tpot_cdf),
     ("Call time", "Per call: arrival to last token.", plots.call_cdf),
     ("Splits and migrations", "Calls served by more than one instance.", plots.moves),
 )

@@ -19,7 +19,6 @@ from agentserve.lab.plans import (
     solo_s,
 )
 from agentserve.lab.workloads import BUNDLED_ARRIVALS, BUNDLED_SESSIONS, WorkloadOptions, load_workload, read_arrivals
-from scheduler.errors import UnknownProfile
 from scheduler.profiles import load_profile
 
 AZURE = (
@@ -351,7 +350,7 @@ def test_slo_rules_scale_or_fix():
     rule = SoloScaleSlo(3.0).for_model("llama-3.1-8b")
     assert rule.slo_s(plan) == pytest.approx(3.0 * solo_s(plan, load_profile("h100", "llama-3.1-8b")))
     assert FixedSlo(20.0).slo_s(plan) == 20.0
-    with pytest.raises(UnknownProfile, match="known"):
+    with pytest.raises(BadInput, match="known: a100"):
         SoloScaleSlo(2.0, gpu="tpu").for_model("llama-3.1-8b").slo_s(plan)
 
 
