@@ -1,0 +1,121 @@
+"""Spans over OTLP/HTTP, as a receiver that knows only the protocol reads them."""
+
+import gzip
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+from agentserve.telemetry import names
+from agentserve.telemetry.tracing import SpanSink, make_tracer_provider, trace_id_of
+from tests.unit.made_up_run import RUN, START_S, whole_run
+
+
+class Receiver:
+    """An OTLP/HTTP endpoint on loopback that keeps the spans it gets."""
+
+    def __init__(self) -> None:
+        self.spans, self.paths, self.resources = [], [], []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                receiver.take(self.path, ExportTraceServiceRequest.FromString(body))
+                answer = ExportTraceServiceResponse().SerializeToString()
+                self.send_response(200)
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def take(self, path, request) -> None:
+        self.paths.append(path)
+        for resource in request.resource_spans:
+            self.resources.append({a.key: a.value.string_value for a in resource.resource.attributes})
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+
+    def __enter__(self) -> "Receiver":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as one:
+        yield one
+
+
+def send(endpoint, events):
+    provider = make_tracer_provider(endpoint)
+    sink = SpanSink(provider)
+    for event in events:
+        sink.record(event)
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1/traces"])
+def test_a_run_arrives_as_one_trace(receiver, suffix):
+    send(receiver.url + suffix, whole_run())
+    assert set(receiver.paths) == {"/v1/traces"}
+    assert {span.trace_id.hex() for span in receiver.spans} == {f"{trace_id_of(RUN):032x}"}
+    by_id = {span.span_id: span for span in receiver.spans}
+    roots = [span for span in receiver.spans if span.parent_span_id not in by_id]
+    assert [span.name for span in roots] == ["invoke_workflow researcher"]
+    assert {span.name for span in receiver.spans} >= {
+        "invoke_agent plan",
+        "execute_tool fetch",
+        "chat llama-3.1-8b",
+        "queue",
+        "prefill",
+        "kv_transfer",
+        "decode",
+        "migration",
+    }
+
+
+def test_times_names_and_kind_are_on_the_wire(receiver):
+    send(receiver.url, whole_run())
+    chat = next(span for span in receiver.spans if span.name.startswith("chat"))
+    known = {a.key: a.value for a in chat.attributes}
+    assert chat.kind == chat.SPAN_KIND_CLIENT
+    assert chat.start_time_unix_nano == round((START_S + 0.1) * 1e9)
+    assert known[names.REQUEST_MODEL].string_value == "llama-3.1-8b"
+    assert known[names.OUTPUT_TOKENS].int_value == 150
+    assert receiver.resources[0]["service.name"] == "agentserve"
+
+
+def test_an_endpoint_that_is_down_neither_raises_nor_blocks_the_gateway(caplog):
+    with Receiver() as gone:
+        url = gone.url
+    provider = make_tracer_provider(url)
+    sink = SpanSink(provider)
+    for event in whole_run():
+        sink.record(event)
+    shutdown = threading.Thread(target=provider.shutdown)
+    shutdown.start()
+    deadline = time.monotonic() + 60
+    while shutdown.is_alive() and time.monotonic() < deadline:
+        shutdown.join(0.1)
+    assert not shutdown.is_alive()
