@@ -30,6 +30,7 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.is_complete = False
+        self._keeps_alive = False
         self._head_done = False
         self._head_bytes = 0
         self._body: list[bytes] = []
@@ -67,7 +68,7 @@ class Connection(asyncio.Protocol):
 
     def release(self) -> bool:
         """End the exchange; whether the connection can take another. If not it is closed, which aborts the call."""
-        reusable = self.is_open and self.is_complete and not self._body and self._parser.should_keep_alive()
+        reusable = self.is_open and self.is_complete and not self._body and self._keeps_alive
         if not reusable:
             self.close()
             return False
@@ -186,3 +187,4 @@ class Connection(asyncio.Protocol):
         """The response is complete."""
         if self._head_done:
             self.is_complete = True
+            self._keeps_alive = self._parser.should_keep_alive()

@@ -40,7 +40,7 @@ class Completions:
         path = request.url.path
         body = await read_json(request, settings.max_body_bytes)
         resume = check_call(path, body, settings.max_prompt_tokens)
-        identity = read_identity(request.headers, settings.max_slo_s)
+        identity = read_identity(request.headers, settings.max_slo_s, self._orchestrator.clock())
         self._admit(body["model"])
         request_id = identity.request_id or f"call-{uuid.uuid4().hex}"
         identity = self._placed_like_the_one_in_flight(identity, request_id)

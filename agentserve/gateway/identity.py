@@ -33,7 +33,7 @@ class CallIdentity:
     traceparent: str | None = None
 
 
-def read_identity(given: Mapping[str, str], max_slo_s: float) -> CallIdentity:
+def read_identity(given: Mapping[str, str], max_slo_s: float, now_s: float) -> CallIdentity:
     """The identity that a request's headers declare; BadParameter names the header and what it may be."""
     parents = given.get(headers.PARENTS) or ""
     names = tuple(name.strip() for name in parents.split(",") if name.strip())
@@ -48,7 +48,7 @@ def read_identity(given: Mapping[str, str], max_slo_s: float) -> CallIdentity:
         workflow=_optional(given, headers.WORKFLOW, _header_name),
         parents=tuple(check_id(headers.PARENTS, name) for name in names),
         slo_s=None if slo is None else check_slo(headers.SLO_S, slo, max_slo_s),
-        deadline_s=None if deadline is None else check_number(headers.DEADLINE, deadline),
+        deadline_s=None if deadline is None else check_deadline(headers.DEADLINE, deadline, max_slo_s, now_s),
         request_id=_optional(given, headers.REQUEST_ID, check_id),
         session_id=_session(given),
         traceparent=given.get("traceparent"),
@@ -93,6 +93,14 @@ def check_slo(param: str, value: object, max_slo_s: float) -> float:
     if not 0 < slo_s <= max_slo_s:
         raise BadParameter(param, f"must be more than 0 and at most {max_slo_s:g} seconds, not {slo_s:g}")
     return slo_s
+
+
+def check_deadline(param: str, value: object, max_slo_s: float, now_s: float) -> float:
+    """An absolute deadline in Unix seconds, at most `max_slo_s` from now. A past one is judged where a run is made."""
+    deadline_s = check_number(param, value)
+    if deadline_s - now_s > max_slo_s:
+        raise BadParameter(param, f"must be at most {max_slo_s:g} seconds from now")
+    return deadline_s
 
 
 def _header_name(param: str, value: str) -> str:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from agentserve.errors import NotFound, TooLarge
 from agentserve.gateway.bodies import read_json
 from agentserve.gateway.errors import BadParameter, json_response
-from agentserve.gateway.identity import check_id, check_name, check_number, check_run_id, check_slo
+from agentserve.gateway.identity import check_deadline, check_id, check_name, check_number, check_run_id, check_slo
 from agentserve.gateway.runs import RunService
 from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
@@ -98,9 +98,7 @@ class RestRoutes:
         if slo is not None and deadline is not None:
             raise BadParameter("slo_s", "give slo_s or deadline, not both")
         max_slo_s = self._settings.max_slo_s
-        deadline_s = None if deadline is None else check_number("deadline", deadline)
-        if deadline_s is not None and deadline_s - self._clock() > max_slo_s:
-            raise BadParameter("deadline", f"must be at most {max_slo_s:g} seconds from now")
+        deadline_s = None if deadline is None else check_deadline("deadline", deadline, max_slo_s, self._clock())
         live, is_new = await self._runs.create(
             None if given_id is None else check_run_id("run_id", given_id),
             check_name("workflow", body.get("workflow")),

@@ -27,9 +27,9 @@ _MAX_FILES: Final = 1000
 class EventLog:
     """Keeps records in memory and writes them in a thread; never blocks or breaks serving.
 
-    A log starts with an empty scheduler, so it is one file from beginning to end. Where `path` exists already (a gateway
-    that was restarted), the next free one of `name-2.jsonl`, `name-3.jsonl` … is written: see `path`. At `max_bytes`
-    recording stops with one warning and a last line that says so, since a part of a log replays nothing.
+    A log starts with an empty scheduler, so it is one file from beginning to end. Where `path` exists already, because
+    a gateway was restarted, the next free one of `name-2.jsonl`, `name-3.jsonl` … is written: see `path`. At
+    `max_bytes` recording stops with one warning and a last line that says so, since a part of a log replays nothing.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> None:
