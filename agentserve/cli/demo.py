@@ -1,4 +1,4 @@
-"""`agentserve demo`: agents and real coding-agent sessions on an emulated cluster, under two policies, with a report."""
+"""`agentserve demo`: agents and real coding-agent turns on an emulated cluster, two policies side by side, a report."""
 
 import asyncio
 import time
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 POLICIES: Final = ("round_robin", "agentserve")
 CATALOG_SLO_S: Final = 20.0
-SLO_SCALE: Final = 2.0
+SLO_SCALE: Final = 1.5
 PROMPT_SCALE: Final = 0.25
 MAX_PROMPT_TOKENS: Final = 32_000
-MAX_TOOL_GAP_S: Final = 20.0
+MAX_TOOL_GAP_S: Final = 10.0
+MAX_STEPS: Final = 12
 READY_TIMEOUT_S: Final = 60.0
 
 
@@ -32,13 +33,14 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    runs: Annotated[int, typer.Option(help="Coding-agent turns to replay under each policy", min=2)] = 120,
-    rate: Annotated[float, typer.Option(help="Turns per second of emulated time", min=0.001)] = 0.4,
-    speed: Annotated[float, typer.Option(help="Emulated time runs this many times faster", min=0.1)] = 8.0,
+    runs: Annotated[int, typer.Option(help="Coding-agent turns to replay under each policy", min=2)] = 80,
+    rate: Annotated[float, typer.Option(help="Turns per second of emulated time", min=0.001)] = 1.0,
+    speed: Annotated[float, typer.Option(help="Emulated time runs this many times faster", min=0.1)] = 6.0,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn")] = 7,
     out: Annotated[Path, typer.Option(help="Folder of the report")] = Path("out/demo"),
 ) -> None:
     """Run the main job end to end on this machine: no GPU, no Docker, a few minutes."""
+    out.mkdir(parents=True, exist_ok=True)
     asyncio.run(_demo(Console(highlight=False), runs, rate, speed, seed, out))
 
 
@@ -46,7 +48,6 @@ async def _demo(console: Console, runs: int, rate: float, speed: float, seed: in
     from agentserve.lab.report import comparison_table, write_report
 
     began_s = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
     workload = _workload(runs, rate, seed)
     await _catalog(console, speed)
     console.print(
@@ -76,6 +77,7 @@ def _workload(runs: int, rate: float, seed: int) -> "Workload":
     options = WorkloadOptions(
         prompt_scale=PROMPT_SCALE,
         max_prompt_tokens=MAX_PROMPT_TOKENS,
+        max_steps=MAX_STEPS,
         max_tool_gap_s=MAX_TOOL_GAP_S,
         arrivals=BUNDLED_ARRIVALS,
         rate_per_s=rate,

@@ -1,4 +1,4 @@
-"""`agentserve run` executes a graph, `replay` sends a recorded load, `trace` explains a run, `verify-log` replays decisions."""
+"""`run` executes a graph, `replay` sends a recorded load, `trace` explains a run, `verify-log` decides a log anew."""
 
 import asyncio
 from collections.abc import Iterable, Iterator

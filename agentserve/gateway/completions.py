@@ -182,7 +182,7 @@ class CallResponse:
         if live.first_instance is not None:
             given[headers.INSTANCE] = live.first_instance
         if context.deadline is not None:
-            given[headers.DEADLINE] = f"{context.deadline.target_s:.3f}"
+            given[headers.DEADLINE] = f"{context.deadline.target_s:.6f}"
         return given
 
 

@@ -57,6 +57,8 @@ async def run_gateway(
                 if on_ready is not None and server.started:
                     on_ready(f"http://{settings.host}:{listener.getsockname()[1]}")
                 await asyncio.shield(serving)
+                if not server.started:
+                    raise Unavailable("the gateway could not start; its log says why")
             finally:
                 server.should_exit = True
                 stopping.cancel()

@@ -11,9 +11,9 @@ import logging
 import random
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
@@ -176,9 +176,9 @@ class Bus:
             was_connected = False
             try:
                 await self._session()
-            except* (aiomqtt.MqttError, OSError, ValueError) as group:
+            except (aiomqtt.MqttError, OSError, ValueError) as error:
                 was_connected = self._connected
-                self._set_connected(False, _reason(group))
+                self._set_connected(False, str(error) or type(error).__name__)
             finally:
                 self._set_connected(False, self._problem or _CLOSED)
             _heed_cancellation()
@@ -197,9 +197,7 @@ class Bus:
             if self._facts:
                 self._settled.clear()
             self._set_connected(True, None)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._receive(client))
-                tasks.create_task(self._send(client))
+            await _until_one_ends(self._receive(client), self._send(client))
         finally:
             await _disconnect(client)
 
@@ -264,12 +262,25 @@ class Bus:
             self._on_change(connected)
 
 
-def _heed_cancellation() -> None:
-    """Raise a cancellation that was swallowed on the way here.
+async def _until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
+    """Run them side by side until one ends, and raise its error.
 
-    `asyncio.wait_for`, which aiomqtt uses, loses one that comes with a result (before Python 3.12); a TaskGroup loses
-    one that comes with an error (before 3.13).
+    Not a TaskGroup: before Python 3.13 that loses a cancellation which comes with an error, and leaves the task marked
+    as cancelled by an error alone.
     """
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _heed_cancellation() -> None:
+    """Raise a cancellation that `asyncio.wait_for`, which aiomqtt uses, has swallowed (before Python 3.12)."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
@@ -305,10 +316,3 @@ def _close_socket(client: aiomqtt.Client) -> None:
     loop.remove_reader(left_open.fileno())
     loop.remove_writer(left_open.fileno())
     left_open.close()
-
-
-def _reason(group: BaseExceptionGroup[BaseException]) -> str:
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return str(first) or type(first).__name__
