@@ -133,4 +133,8 @@ def _verdict(options: Options, price: Floats, chosen: int, option: int) -> str:
         return "chosen"
     more_own_s = float(options.own_s[option] - options.own_s[chosen])
     more_harm_s = float(options.harm_s[option] - options.harm_s[chosen])
-    return f"price {float(price[option] - price[chosen]):+.3f} s: own {more_own_s:+.3f}, others {more_harm_s:+.3f}"
+    terms = f"own {more_own_s:+.3f} s, others {more_harm_s:+.3f} s"
+    more_s = float(price[option] - price[chosen])
+    if more_s > _UNSAFE_S / 2:
+        return f"may miss the target deadline: {terms}"
+    return f"price {more_s:+.3f} s: {terms}"

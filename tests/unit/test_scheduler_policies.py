@@ -44,6 +44,12 @@ def test_agentserve_is_just_enough_while_most_are_safe(left_s: float | None, cho
     assert (placed.decode_instance, placed.reason.rule) == (chosen, rule)
 
 
+def test_an_instance_that_may_miss_the_target_is_said_to_in_words() -> None:
+    placed = Cluster("agentserve", *POOL).place(1.0, call("r", target_deadline_s=1.12))
+    verdicts = {other.decode_instance: other.verdict for other in placed.reason.candidates}
+    assert verdicts["a"].startswith("may miss the target deadline: own +")
+
+
 def test_a_decision_names_every_candidate_with_its_figures() -> None:
     placed = Cluster("agentserve", *POOL).place(1.0, call("r", target_deadline_s=1.15))
     chosen, *others = placed.reason.candidates
@@ -51,7 +57,7 @@ def test_a_decision_names_every_candidate_with_its_figures() -> None:
     assert (chosen.predicted_prefill_s, chosen.predicted_decode_s) == pytest.approx((0.05, 0.05))
     assert chosen.slack_s == pytest.approx(0.05)
     assert [other.decode_instance for other in others] == ["c", "a"]
-    assert others[0].verdict == "price +0.000 s: own -0.050, others +0.000"
+    assert others[0].verdict == "price +0.000 s: own -0.050 s, others +0.000 s"
     assert placed.reason.length is not None
     assert placed.reason.length.p50_tokens == 10.0
 
