@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rows = [measure(args.policy, n, args.events, args.seed, links=not args.no_links) for n in args.instances]
-    command = " ".join(["python", *sys.argv])
+    command = " ".join(["python -m benchmarks.scheduler_handle", *sys.argv[1:]])
     if args.json:
         facts = {"benchmark": "scheduler_handle", "machine": machine(), "seed": args.seed, "policy": args.policy}
         print(json.dumps({**facts, "command": command, "rows": rows}))

@@ -1,6 +1,7 @@
 """`agentserve gateway`, `worker`, `emulator` and `broker`: each part of a cluster as a process of its own."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,11 +34,14 @@ def gateway(
     event_log: Annotated[Path | None, typer.Option(help="Record scheduler events and decisions here")] = None,
 ) -> None:
     """Serve the OpenAI-compatible API; settings come from AGENTSERVE_* variables, flags win."""
+    import uvloop
+
     from agentserve.gateway.serve import run_gateway
     from agentserve.settings import load_settings
 
     settings = load_settings(host=host, port=port, policy=policy, redis_url=redis, mqtt_url=mqtt, event_log=event_log)
-    asyncio.run(run_gateway(settings, static_engines=[_static_engine(text) for text in engine or ()]))
+    static = [_static_engine(text) for text in engine or ()]
+    uvloop.run(run_gateway(settings, static_engines=static))
 
 
 def _static_engine(text: str) -> "EngineConfig":
@@ -62,11 +66,19 @@ def worker(
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Most sequences at once")] = 256,
     max_batched_tokens: Annotated[int, typer.Option(help="Token budget of one iteration")] = 8192,
+    block_tokens: Annotated[int | None, typer.Option(help="KV block size [default: asked or from profile]")] = None,
+    kv_bytes_per_token: Annotated[int | None, typer.Option(help="KV size per token [default: profile]")] = None,
     kv_link_bytes_per_s: Annotated[float | None, typer.Option(help="Bandwidth of its KV link")] = None,
+    kv_transfer: Annotated[
+        bool | None, typer.Option("--kv-transfer/--no-kv-transfer", help="It can hand over KV [default: tried out]")
+    ] = None,
     mqtt: Annotated[str | None, typer.Option(help="MQTT URL [default: $AGENTSERVE_MQTT_URL]")] = None,
     cluster: Annotated[str | None, typer.Option(help="Cluster name")] = None,
 ) -> None:
-    """Report for one engine: announce it, send its state at 5 Hz, drain it on SIGTERM."""
+    """Report for one engine: announce it, send its state at 5 Hz, drain it on SIGTERM.
+
+    An engine that wants a key gets the one in AGENTSERVE_ENGINE_API_KEY.
+    """
     from agentserve.settings import load_settings
     from agentserve.workers.agent import run_worker
     from agentserve.workers.config import WorkerConfig
@@ -84,7 +96,11 @@ def worker(
         kv_capacity_tokens=kv_capacity_tokens,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
+        block_tokens=block_tokens,
+        kv_bytes_per_token=kv_bytes_per_token,
         kv_link_bytes_per_s=kv_link_bytes_per_s,
+        kv_transfer=kv_transfer,
+        api_key=os.environ.get("AGENTSERVE_ENGINE_API_KEY"),
         worker_id=id,
         mqtt_url=settings.mqtt_url,
         cluster=settings.cluster,
@@ -135,8 +151,10 @@ def emulator(
 
 def broker(
     port: Annotated[int, typer.Option(help="Port on loopback")] = 1883,
+    username: Annotated[str | None, typer.Option(help="Ask clients for this name and a password")] = None,
 ) -> None:
-    """Run the embedded MQTT broker."""
+    """Run the embedded MQTT broker; with --username the password is the one in AGENTSERVE_BROKER_PASSWORD."""
     from agentserve.local.broker import BrokerConfig, run_broker
 
-    asyncio.run(run_broker(BrokerConfig(port=port)))
+    password = os.environ.get("AGENTSERVE_BROKER_PASSWORD")
+    asyncio.run(run_broker(BrokerConfig(port=port, username=username, password=password if username else None)))

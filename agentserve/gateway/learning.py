@@ -11,11 +11,17 @@ from typing import Final
 from agentserve.errors import AgentServeError, Unavailable
 from agentserve.tracker.store import Store
 from workflows.forecast import Forecast, admit
-from workflows.graph import Workflow, single_step
+from workflows.graph import Workflow, single_step, unknown_shape
 
 logger = logging.getLogger(__name__)
 
 REFRESH_S: Final = 3.0
+REBUILD_S: Final = 0.5
+"""A forecast is built anew from its counters at most this often: it takes milliseconds, and steps end many a second."""
+LONE_CALL: Final = "single"
+"""Workflow of calls that name no run: one step."""
+UNNAMED: Final = "unnamed"
+"""Workflow of runs whose client gave none: their shape is learned from what they do."""
 _MAX_WORKFLOWS: Final = 1024
 
 
@@ -29,6 +35,7 @@ class _Known:
     counts: dict[str, int] = field(default_factory=dict)
     unsent: dict[str, int] = field(default_factory=dict)
     read_at_s: float = 0.0
+    built_at_s: float = 0.0
     is_stale: bool = False
 
 
@@ -42,7 +49,7 @@ class Learning:
         self._used: set[str] = set()
 
     async def workflow(self, name: str) -> Workflow:
-        """The registered workflow of that name; else one of a single step, since nothing better is known."""
+        """The registered workflow of that name; else one whose shape is learned from its runs."""
         return (await self._get(name)).workflow
 
     async def registered(self, name: str) -> Workflow | None:
@@ -62,9 +69,10 @@ class Learning:
         if known is None or known.workflow is not workflow:
             counts = {} if known is None else known.counts
             return Forecast.from_counts(workflow, counts)
-        if known.is_stale:
+        now_s = self._clock()
+        if known.is_stale and now_s - known.built_at_s >= REBUILD_S:
             known.forecast = Forecast.from_counts(known.workflow, known.counts)
-            known.is_stale = False
+            known.is_stale, known.built_at_s = False, now_s
         return known.forecast
 
     def learn(self, name: str, increments: Mapping[str, int]) -> None:
@@ -117,7 +125,7 @@ class Learning:
         if before is not None and workflow is None:
             before.read_at_s = self._clock()
             return before
-        graph = workflow or single_step(name)
+        graph = workflow or (single_step(name) if name == LONE_CALL else unknown_shape(name))
         known = _Known(graph, workflow is not None, Forecast.from_counts(graph, {}))
         if before is not None:
             known.unsent = before.unsent

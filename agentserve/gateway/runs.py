@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from agentserve.errors import Conflict, NotFound, Unavailable
 from agentserve.gateway.identity import CallIdentity
-from agentserve.gateway.learning import Learning
+from agentserve.gateway.learning import LONE_CALL, UNNAMED, Learning
 from agentserve.gateway.ledger import Ledger
 from agentserve.journal import Kind, RunEvent
 from agentserve.orchestrator.driver import Orchestrator
@@ -229,7 +229,7 @@ class RunService:
         slo_s = identity.slo_s if identity.slo_s is not None else default_slo_s
         live, _ = await self.create(
             identity.run_id,
-            identity.workflow or "single",
+            identity.workflow or (LONE_CALL if identity.run_id is None else UNNAMED),
             slo_s=slo_s,
             deadline_s=identity.deadline_s,
             implicit=identity.run_id is None,
