@@ -26,6 +26,7 @@ from scheduler.events import (
     RequestFinished,
     Woke,
 )
+from scheduler.frozen import builder
 from scheduler.integrity import check_integrity
 from scheduler.placement import Move, Placement
 from scheduler.policies import make_policy
@@ -33,6 +34,8 @@ from scheduler.policies.policy import Policy
 from scheduler.profiles import load_profile
 from scheduler.snapshot import snapshot
 from scheduler.state import ClusterState, Profiles
+
+_new_dispatch = builder(Dispatch)
 
 
 class Scheduler:
@@ -219,7 +222,7 @@ class Scheduler:
 
     def _dispatch(self, cause_id: str, call: Call, placement: Placement) -> Dispatch:
         self._state.dispatch(call, placement)
-        return Dispatch(
+        return _new_dispatch(
             cause_id=cause_id,
             request_id=call.request_id,
             attempt=call.attempt,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scheduler.config import LengthConfig
 from scheduler.decisions import LengthForecast
+from scheduler.frozen import builder
 
 PER_DOUBLING = 4
 BUCKETS = 72
@@ -25,6 +26,7 @@ _PARENT_SHARE = 0.25
 """A distribution is built anew when its own samples, or its model's, have grown by these shares."""
 
 Key = tuple[str, ...]
+_new_forecast = builder(LengthForecast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class LengthDistribution:
         p10, p50, p90 = self.quantiles
         if emitted:
             p10, p50, p90 = (self.quantile(share, emitted) for share in (0.1, 0.5, 0.9))
-        return LengthForecast(min(p10, limit), min(p50, limit), min(p90, limit), self.source)
+        return _new_forecast(min(p10, limit), min(p50, limit), min(p90, limit), self.source)
 
 
 @dataclass(slots=True)

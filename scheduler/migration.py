@@ -103,7 +103,7 @@ def _limited(call: Call, state: ClusterState, limits: MigrationConfig, max_moves
 
 
 def _go(terms: Terms) -> tuple[Floats, Floats]:
-    cost_s = terms.queue_s + terms.seat_s + terms.prefill_s
+    cost_s = terms.wait_s + terms.prefill_s
     return cost_s, cost_s + terms.decode_s
 
 
@@ -154,7 +154,7 @@ def target_placement(pool: Pool, terms: Terms, row: int, priority: int, reason: 
         decode=name,
         priority=priority if pool.specs[name].supports_priority else 0,
         cached_tokens=float(terms.cached[row]),
-        queue_s=float(terms.queue_s[row] + terms.seat_s[row]),
+        queue_s=float(terms.wait_s[row]),
         prefill_s=float(terms.prefill_s[row]),
         transfer_s=0.0,
         decode_s=float(terms.decode_s[row]),
@@ -164,7 +164,7 @@ def target_placement(pool: Pool, terms: Terms, row: int, priority: int, reason: 
 
 def target_candidate(call: Call, pool: Pool, terms: Terms, row: int, verdict: str, now_s: float) -> Candidate:
     """One possible target as decision data."""
-    queue_s, prefill_s = float(terms.queue_s[row] + terms.seat_s[row]), float(terms.prefill_s[row])
+    queue_s, prefill_s = float(terms.wait_s[row]), float(terms.prefill_s[row])
     finish_s = now_s + queue_s + prefill_s + float(terms.decode_s[row])
     return Candidate(
         prefill_instance=pool.ids[row],

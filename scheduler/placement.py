@@ -19,9 +19,13 @@ from scheduler.call import Call
 from scheduler.config import AgentServeConfig
 from scheduler.decisions import Candidate, Explanation, MigrationCause
 from scheduler.estimate import Bools, Floats, Pool
+from scheduler.frozen import builder
 from scheduler.latency import Demand, Terms, predict
 from scheduler.quantities import KV_FREE_SHARE
 from scheduler.selection import argmin, best_rows
+
+_ZERO = np.array(0.0)
+"""Faster than 0.0, see latency.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,10 @@ class Move:
     """Part of the time at the target that puts out no token: queue, seat, prefill of what was already computed."""
 
 
+_new_candidate = builder(Candidate)
+_new_placement = builder(Placement)
+
+
 @dataclass(slots=True)
 class Options:
     """All placements of a call that were weighed: rows 0 … n-1 colocated, then the split pairs."""
@@ -67,12 +75,20 @@ class Options:
     """None: there are no split pairs, nothing is transferred."""
     decode_s: Floats
     step_s: Floats
+    ready_s: Floats
+    """Queue, seat, prefill and transfer: what passes before the first token."""
     own_s: Floats
     harm_s: Floats
     """Weighted delay of others, evicted prefixes and KV pressure."""
     prefill_rows: list[int] = field(default_factory=list)
     """Of the split pairs only."""
     decode_rows: list[int] = field(default_factory=list)
+
+    def count(self) -> int:
+        """How many placements are allowed."""
+        if self.allowed is self.pool.mixed:
+            return self.pool.mixed_count
+        return int(np.count_nonzero(self.allowed))
 
     def pair(self, option: int) -> tuple[int, int]:
         """Rows of the prefill and decode instance of an option."""
@@ -86,12 +102,12 @@ class Options:
         prefill, decode = self.pair(option)
         finish_s = now_s + self.own_s.item(option)
         ids = self.pool.ids
-        return Candidate(
+        return _new_candidate(
             ids[prefill],
             ids[decode],
             self.queue_s.item(option),
             self.prefill_s.item(option),
-            self._transfer_s(option),
+            0.0 if self.transfer_s is None else self.transfer_s.item(option),
             self.decode_s.item(option),
             finish_s,
             None if target_s is None else target_s - finish_s,
@@ -103,20 +119,17 @@ class Options:
         """One option as a policy's answer; the priority only where the decode engine takes one."""
         prefill, decode = self.pair(option)
         takes_priority = self.pool.specs[self.pool.ids[decode]].supports_priority
-        return Placement(
+        return _new_placement(
             prefill=self.pool.ids[prefill],
             decode=self.pool.ids[decode],
             priority=priority if takes_priority else 0,
-            cached_tokens=float(self.cached[option]),
-            queue_s=float(self.queue_s[option]),
-            prefill_s=float(self.prefill_s[option]),
-            transfer_s=self._transfer_s(option),
-            decode_s=float(self.decode_s[option]),
+            cached_tokens=self.cached.item(option),
+            queue_s=self.queue_s.item(option),
+            prefill_s=self.prefill_s.item(option),
+            transfer_s=0.0 if self.transfer_s is None else self.transfer_s.item(option),
+            decode_s=self.decode_s.item(option),
             reason=reason,
         )
-
-    def _transfer_s(self, option: int) -> float:
-        return 0.0 if self.transfer_s is None else float(self.transfer_s[option])
 
 
 def demand_of(call: Call) -> Demand:
@@ -167,9 +180,7 @@ def weigh(pool: Pool, call: Call, demand: Demand, prices: AgentServeConfig, now_
     """Weigh every colocated placement of a call."""
     terms = predict(pool, demand, now_s)
     prefill_harm_s, decode_harm_s = harms(pool, terms, demand, prices)
-    queue_s = terms.queue_s + terms.seat_s
-    own_s = queue_s + terms.prefill_s
-    own_s += terms.decode_s
+    ready_s = terms.wait_s + terms.prefill_s
     return Options(
         pool,
         terms,
@@ -177,12 +188,13 @@ def weigh(pool: Pool, call: Call, demand: Demand, prices: AgentServeConfig, now_
         decode_harm_s,
         colocated(pool, call, demand),
         terms.cached,
-        queue_s,
+        terms.wait_s,
         terms.prefill_s,
         None,
         terms.decode_s,
         terms.step_s,
-        own_s,
+        ready_s,
+        ready_s + terms.decode_s,
         prefill_harm_s + decode_harm_s,
     )
 
@@ -191,18 +203,19 @@ def harms(pool: Pool, terms: Terms, demand: Demand, prices: AgentServeConfig) ->
     """Weighted harm done to others by the prefill and by the decode of a call, per instance."""
     output, context = demand.output_tokens, float(demand.context_tokens)
     prefill = terms.chunk_s * pool.running
-    evicted = pool.cache_excess + terms.fresh
-    np.maximum(evicted, 0.0, out=evicted)
-    evicted *= pool.p1
-    evicted *= prices.prefix_weight
-    slower = pool.d2 * (context + 0.5 * output)
-    slower += pool.d1
-    slower *= np.minimum(pool.remaining, pool.batch * output)
+    slower = pool.batch * terms.output
+    np.minimum(slower, pool.remaining, out=slower)
+    slower *= terms.marginal_s
     if prices.social_weight != 1.0:  # two array operations less at the default weight
         prefill *= prices.social_weight
         slower *= prices.social_weight
-    prefill += evicted
-    if context + output > float(pool.kv_slack[pool.kv_slack.argmin()]):
+    if pool.most_cache_excess + context > 0.0:  # else no instance's prefixes could outgrow its cache
+        evicted = pool.cache_excess + terms.fresh
+        np.maximum(evicted, _ZERO, out=evicted)
+        evicted *= pool.p1
+        evicted *= prices.prefix_weight
+        prefill += evicted
+    if context + output > pool.least_kv_slack:
         over = np.maximum(context + output - pool.kv_slack, 0.0) / pool.kv_capacity
         slower += over * over * (1.0 + pool.preempted) * (prices.kv_weight / (1.0 - KV_FREE_SHARE) ** 2)
     return prefill, slower
@@ -219,7 +232,7 @@ def add_pairs(options: Options, call: Call, demand: Demand, prices: AgentServeCo
     prefills, decodes = linked & pool.can_prefill, linked & pool.can_decode
     if call.failed_on is not None:
         prefills, decodes = without(pool, prefills, call.failed_on), without(pool, decodes, call.failed_on)
-    first = terms.queue_s + terms.prefill_s + options.prefill_harm_s
+    first = options.ready_s - terms.seat_s + options.prefill_harm_s
     second = terms.seat_s + terms.decode_s + options.decode_harm_s
     best_p, best_d = argmin(first, prefills), argmin(second, decodes)
     margin = prices.split_gain_share if options.allowed.any() else 0.0
@@ -237,8 +250,9 @@ def _append(options: Options, demand: Demand, prefills: list[int], decodes: list
     p, d = np.array(prefills), np.array(decodes)
     moved = np.maximum(demand.context_tokens - terms.cached[d], 0.0)
     transfer_s = moved * pool.kv_bytes[p] / np.minimum(pool.link[p], pool.link[d])
-    queue_s = terms.queue_s[p] + terms.seat_s[d]
-    own_s = queue_s + terms.prefill_s[p] + transfer_s + terms.decode_s[d]
+    queue_s = terms.wait_s[p] - terms.seat_s[p] + terms.seat_s[d]
+    ready_s = queue_s + terms.prefill_s[p] + transfer_s
+    own_s = ready_s + terms.decode_s[d]
     options.transfer_s = np.concatenate((np.zeros(len(pool.ids)), transfer_s))
     for name, extra in (
         ("allowed", np.ones(len(prefills), dtype=bool)),
@@ -247,6 +261,7 @@ def _append(options: Options, demand: Demand, prefills: list[int], decodes: list
         ("prefill_s", terms.prefill_s[p]),
         ("decode_s", terms.decode_s[d]),
         ("step_s", terms.step_s[d]),
+        ("ready_s", ready_s),
         ("own_s", own_s),
         ("harm_s", options.prefill_harm_s[p] + options.decode_harm_s[d] + margin * own_s),
     ):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 _EVICT_TO = 0.8
 _FEW_BITS = 16
 _DEPTH_LIMIT = 65536
-"""Blocks of one prompt that are indexed; also the span of one tick of the recency clock."""
+"""Blocks of one prompt that are indexed."""
 
 
 @dataclass(slots=True)
@@ -54,8 +54,13 @@ class PrefixIndex:
         self._everyone &= ~(1 << cache.bit)
         self._clear(cache, cache.recency)
 
-    def depths(self, hashes: Sequence[int]) -> NDArray[np.float64]:
-        """How many leading blocks of `hashes` each instance holds, by bit; meaningless at bits of no instance."""
+    def depths(
+        self, hashes: Sequence[int], block_tokens: float = 1.0, most: float = float("inf")
+    ) -> NDArray[np.float64]:
+        """How many leading blocks of `hashes` each instance holds, by bit; meaningless at bits of no instance.
+
+        In units of `block_tokens`, at most `most`: both per depth found (a few), not per instance.
+        """
         found = np.zeros(self._width * 8, dtype=np.float64)
         get = self._masks.get
         start, end = 0, min(len(hashes), _DEPTH_LIMIT)
@@ -69,7 +74,7 @@ class PrefixIndex:
                     low = middle
                 else:
                     high = middle
-            self._mark(found, mask, high)
+            self._mark(found, mask, min(high * block_tokens, most))
             start = high
             mask = mask & get(hashes[high], 0) if high < end else 0
         return found
@@ -83,8 +88,8 @@ class PrefixIndex:
         masks, recency = self._masks, cache.recency
         for block in [block for block in hashes if block not in recency]:
             masks[block] = masks.get(block, 0) | bit
-        newest = next(self._clock) * _DEPTH_LIMIT
-        recency.update(zip(hashes, range(newest, newest - len(hashes), -1), strict=True))
+        newest = next(self._clock)
+        recency.update(dict.fromkeys(hashes, newest))
         limit = cache.capacity_tokens * cache.share / block_tokens
         if len(recency) > limit:
             self._evict(cache, int(limit * _EVICT_TO))
@@ -108,7 +113,9 @@ class PrefixIndex:
         return counted == self.blocks() and all(self._masks.values())
 
     def _evict(self, cache: _Cache, keep: int) -> None:
-        by_age = sorted(cache.recency, key=cache.recency.__getitem__)
+        # A block entered the dict after the blocks before it, so that reversed, of equal recency the deepest is first.
+        by_age = list(reversed(cache.recency))
+        by_age.sort(key=cache.recency.__getitem__)
         oldest = by_age[: max(len(by_age) - keep, 0)]
         self._clear(cache, oldest)
         for block in oldest:
@@ -123,7 +130,7 @@ class PrefixIndex:
             else:
                 del self._masks[block]
 
-    def _mark(self, found: NDArray[np.float64], mask: int, depth: int) -> None:
+    def _mark(self, found: NDArray[np.float64], mask: int, depth: float) -> None:
         """Write `depth` at the mask's bits: one by one if they are few, else by unpacking all."""
         if mask == self._everyone:
             found.fill(depth)

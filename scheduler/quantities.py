@@ -12,18 +12,18 @@ from scheduler.profiles.profile import GpuProfile
 
 INPUTS = (
     "d0", "d1", "d2", "p0", "max_seqs", "running", "bound", "foreign", "kv_own", "kv_offset", "kv_capacity",
-    "remaining", "cache_tokens",
+    "remaining", "cache_tokens", "queued_work_s", "free_at_s", "foreign_wait_s",
 )  # fmt: skip
 """What the derived quantities depend on; `derive` unpacks them in this order."""
 DERIVED = (
-    "batch", "chunk_base_s", "step_base_s", "step_growth_s", "mean_remaining_s", "seat_wait_s", "kv_used", "kv_slack",
-    "cache_excess",
+    "batch", "chunk_base_s", "step_base_s", "step_growth_s", "mean_remaining_s", "seat_wait_s", "free_from_s",
+    "least_wait_s", "kv_used", "kv_slack", "cache_excess",
 )  # fmt: skip
 OTHERS = (
     "max_batched", "kv_bytes", "link", "capability",
     "base_p0", "base_p1", "base_p2", "base_d0", "base_d1", "base_d2", "p1", "p2",
     "own_prefill", "own_decode", "prefill_samples", "decode_samples", "gpu_prefill", "gpu_decode",
-    "queued", "queued_tokens", "queued_work_s", "free_at_s", "foreign_wait_s", "reported_at_s", "preempted", "trust",
+    "queued", "queued_tokens", "reported_at_s", "preempted", "trust",
     "box_q", "box_p", "box_d",
 )  # fmt: skip
 TABLE = INPUTS + DERIVED + OTHERS
@@ -31,6 +31,8 @@ FLAGS = ("is_open", "can_prefill", "can_decode", "can_replay")
 NEVER_S = -1e18
 KV_FREE_SHARE = 0.8
 """KV use from which growth is priced: above it engines begin to preempt."""
+OVERDUE_SHARE = 0.25
+"""Prefills that should have ended but did not are taken to need this share of their work still."""
 
 
 def derive(inputs: Any, maximum: Callable[..., Any], minimum: Callable[..., Any]) -> tuple[Any, ...]:
@@ -49,21 +51,28 @@ def derive(inputs: Any, maximum: Callable[..., Any], minimum: Callable[..., Any]
         kv_capacity,
         remaining,
         cache_tokens,
+        queued_work_s,
+        free_at_s,
+        foreign_wait_s,
     ) = inputs
     batch = running + bound + foreign
     residents = maximum(batch, 1.0)
     now_step_s = d0 + d1 * batch + d2 * kv_own
     is_busy = minimum(running + foreign, 1.0)
-    seats = minimum(batch + 1.0, max_seqs)
+    others = minimum(batch, max_seqs - 1.0)
     mean_remaining_s = remaining * now_step_s / residents
+    seat_wait_s = mean_remaining_s * maximum(batch + 1.0 - max_seqs, 0.0) / residents
+    fixed_wait_s = foreign_wait_s + seat_wait_s
     kv_used = maximum(kv_own + kv_offset, 0.0)
     return (
         batch,
         p0 + is_busy * (now_step_s - p0),
-        d0 + d1 * seats + d2 * kv_own,
-        0.5 * d2 * seats,
+        d0 + d1 * others + d2 * kv_own,
+        0.5 * d2 * others,
         mean_remaining_s,
-        mean_remaining_s * maximum(batch + 1.0 - max_seqs, 0.0) / residents,
+        seat_wait_s,
+        free_at_s + fixed_wait_s,
+        OVERDUE_SHARE * queued_work_s + fixed_wait_s,
         kv_used,
         KV_FREE_SHARE * kv_capacity - kv_used,
         cache_tokens - kv_capacity,

@@ -1,8 +1,12 @@
 """Which of the weighed placements is taken? Just-enough, cheapest, and how ties and losers are told."""
 
+from math import inf
+
 import numpy as np
 
 from scheduler.estimate import Bools, Floats
+
+_NEVER = np.array(inf)
 
 
 def argmin(values: Floats, mask: Bools) -> int | None:
@@ -29,12 +33,12 @@ def most_capable(allowed: Bools, capability: Floats, finish: Floats) -> int | No
 
 def best_rows(values: Floats, mask: Bools, count: int) -> list[int]:
     """Up to `count` allowed rows with the smallest values, best first; ties by row."""
-    ranked = np.where(mask, values, np.inf)
+    ranked = np.where(mask, values, _NEVER)
     picked: list[int] = []
     for _ in range(count):
         row = int(ranked.argmin())
-        if ranked[row] == np.inf:
+        if ranked.item(row) == inf:
             break
         picked.append(row)
-        ranked[row] = np.inf
+        ranked[row] = inf
     return picked

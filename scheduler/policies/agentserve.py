@@ -14,6 +14,7 @@ import numpy as np
 from scheduler.call import Call
 from scheduler.decisions import Explanation
 from scheduler.estimate import Bools, Floats
+from scheduler.frozen import builder
 from scheduler.latency import Demand, tokens_for_chance
 from scheduler.migration import evacuate, rescue
 from scheduler.placement import Move, Options, Placement, add_pairs, demand_of, weigh
@@ -28,7 +29,10 @@ _SAFE_SHARE = 0.5
 _UNSAFE_S = 1e6
 
 
-@dataclass(frozen=True, slots=True)
+_new_explanation = builder(Explanation)
+
+
+@dataclass(slots=True)
 class _Priced:
     price: Floats
     rule: str
@@ -49,20 +53,19 @@ class AgentServe:
         best = best_rows(priced.price, options.allowed, state.config.explained_candidates + 1)
         if not best:
             return None
-        verdicts = ["chosen", *(_verdict(options, priced.price, best[0], option) for option in best[1:])]
-        reason = Explanation(
+        target_s = call.target_deadline_s
+        verdicts = _verdicts(options, priced.price, best)
+        told = [options.candidate(i, now_s, target_s, verdict) for i, verdict in zip(best, verdicts, strict=True)]
+        reason = _new_explanation(
             policy=self.name,
             rule=priced.rule,
-            candidates=tuple(
-                options.candidate(option, now_s, call.target_deadline_s, verdict)
-                for option, verdict in zip(best, verdicts, strict=True)
-            ),
+            candidates=tuple(told),
             candidates_total=priced.total,
             length=demand.length,
-            target_deadline_s=call.target_deadline_s,
+            target_deadline_s=target_s,
             latest_deadline_s=call.latest_deadline_s,
         )
-        urgency = LOWEST_PRIORITY if priced.is_lost else priority(call, state, float(options.own_s[best[0]]), now_s)
+        urgency = LOWEST_PRIORITY if priced.is_lost else priority(call, state, options.own_s.item(best[0]), now_s)
         return options.placement(best[0], urgency, reason)
 
     def rectify(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
@@ -78,7 +81,7 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     """Price every option by the rule that the call's deadlines ask for; split pairs join where they can win."""
     prices, sigma = state.config.agentserve, state.config.speed_sigma
     target_s, latest_s = call.target_deadline_s, call.latest_deadline_s
-    total = int(np.count_nonzero(options.allowed))
+    total = options.count()
     if target_s is not None and total:
         safe = _in_time(options, target_s - now_s, tokens_for_chance(demand, prices.safe_chance, sigma))
         count = int(np.count_nonzero(safe))
@@ -90,7 +93,7 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     add_pairs(options, call, demand, prices, float("inf") if best is None else float(price[best]))
     if options.prefill_rows:
         price = options.own_s + options.harm_s
-        total = int(np.count_nonzero(options.allowed))
+        total = options.count()
     if latest_s is not None:
         fit_tokens = tokens_for_chance(demand, prices.lost_chance, sigma)
         if not _in_time(options, latest_s - now_s, fit_tokens).any():
@@ -101,9 +104,11 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
 
 def _in_time(options: Options, left_s: float, fit_tokens: float) -> Bools:
     """Options on which `fit_tokens` can be put out within `left_s`."""
-    needed_s = options.own_s - options.decode_s
-    needed_s += fit_tokens * options.step_s
-    return (needed_s <= left_s) & options.allowed
+    needed_s = options.step_s * np.array(fit_tokens)
+    needed_s += options.ready_s
+    in_time: Bools = needed_s <= np.array(left_s)
+    in_time &= options.allowed
+    return in_time
 
 
 def _just_enough(options: Options, safe: Bools, *, is_everywhere: bool) -> Floats:
@@ -128,13 +133,15 @@ def _remaining_s(call: Call) -> float:
     return 0.0 if call.seat is None else call.seat.predicted_decode_s
 
 
-def _verdict(options: Options, price: Floats, chosen: int, option: int) -> str:
-    if option == chosen:
-        return "chosen"
-    more_own_s = float(options.own_s[option] - options.own_s[chosen])
-    more_harm_s = float(options.harm_s[option] - options.harm_s[chosen])
-    terms = f"own {more_own_s:+.3f} s, others {more_harm_s:+.3f} s"
-    more_s = float(price[option] - price[chosen])
-    if more_s > _UNSAFE_S / 2:
-        return f"may miss the target deadline: {terms}"
-    return f"price {more_s:+.3f} s: {terms}"
+def _verdicts(options: Options, price: Floats, best: list[int]) -> list[str]:
+    """Why the first of `best` was chosen and what speaks against each other one."""
+    first_price, first_own_s, first_harm_s = (part.item(best[0]) for part in (price, options.own_s, options.harm_s))
+    verdicts = ["chosen"]
+    for option in best[1:]:
+        own_s, harm_s = options.own_s.item(option) - first_own_s, options.harm_s.item(option) - first_harm_s
+        more_s = price.item(option) - first_price
+        if more_s > _UNSAFE_S / 2:
+            verdicts.append(f"may miss the target deadline: own {own_s:+.3f} s, others {harm_s:+.3f} s")
+        else:
+            verdicts.append(f"price {more_s:+.3f} s: own {own_s:+.3f} s, others {harm_s:+.3f} s")
+    return verdicts

@@ -1,13 +1,15 @@
 """Lengths, prefixes, estimates and latencies, each by itself."""
 
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
 import pytest
 
 from scheduler.config import EstimateConfig, LengthConfig, SchedulerConfig
-from scheduler.decisions import LengthForecast
+from scheduler.decisions import Candidate, Explanation, LengthForecast
 from scheduler.events import FirstToken, InstanceReported, RequestArrived, Woke
+from scheduler.frozen import builder
 from scheduler.latency import Demand, chance_to_fit, predict, tokens_for_chance
 from scheduler.length import BUCKETS, LengthModel
 from scheduler.prefix import PrefixIndex
@@ -313,3 +315,17 @@ def test_config_reaches_the_parts() -> None:
 
 def long_call() -> RequestArrived:
     return call("r", max_tokens=None)
+
+
+def test_a_value_built_cheaply_is_the_frozen_one() -> None:
+    figures: Any = ("a", "b", 0.1, 0.2, 0.0, 0.3, 9.0, None, 7, "chosen")
+    built = builder(Candidate)(*figures)
+    assert type(built) is Candidate
+    assert (built, hash(built), repr(built)) == (
+        Candidate(*figures),
+        hash(Candidate(*figures)),
+        repr(Candidate(*figures)),
+    )
+    with pytest.raises(FrozenInstanceError):
+        built.verdict = "x"  # type: ignore[misc]  # that it cannot be set is what is tested
+    assert builder(Explanation)(policy="p", rule="r") == Explanation("p", "r")
