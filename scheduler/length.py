@@ -8,14 +8,13 @@ P(L ≤ x | L > emitted) = (F(x) - F(emitted)) / (1 - F(emitted)).
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from math import erf, floor, log, log2, sqrt
+from math import erf, floor, inf, log, log2, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.config import LengthConfig
 from scheduler.decisions import LengthForecast
-from scheduler.frozen import builder
 
 PER_DOUBLING = 4
 BUCKETS = 72
@@ -26,7 +25,6 @@ _PARENT_SHARE = 0.25
 """A distribution is built anew when its own samples, or its model's, have grown by these shares."""
 
 Key = tuple[str, ...]
-_new_forecast = builder(LengthForecast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +35,13 @@ class LengthDistribution:
     source: str
     quantiles: tuple[float, float, float] = field(init=False)
     """p10, p50 and p90 of a call that has put out nothing yet."""
+    unlimited: LengthForecast = field(init=False)
+    """The same as a forecast: what most calls get, made once."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "quantiles", tuple(self.quantile(share) for share in (0.1, 0.5, 0.9)))
+        quantiles = p10, p50, p90 = tuple(self.quantile(share) for share in (0.1, 0.5, 0.9))
+        object.__setattr__(self, "quantiles", quantiles)
+        object.__setattr__(self, "unlimited", LengthForecast(p10, p50, p90, self.source))
 
     def below(self, tokens: float) -> float:
         """P(L ≤ tokens)."""
@@ -66,11 +68,13 @@ class LengthDistribution:
 
     def forecast(self, max_tokens: int | None, emitted: int = 0) -> LengthForecast:
         """Quantiles of the whole length, given `emitted` tokens so far and the call's own limit."""
-        limit = float("inf") if max_tokens is None else float(max(max_tokens, emitted + 1))
         p10, p50, p90 = self.quantiles
+        if not emitted and (max_tokens is None or p90 <= max_tokens):
+            return self.unlimited
+        limit = inf if max_tokens is None else float(max(max_tokens, emitted + 1))
         if emitted:
             p10, p50, p90 = (self.quantile(share, emitted) for share in (0.1, 0.5, 0.9))
-        return _new_forecast(min(p10, limit), min(p50, limit), min(p90, limit), self.source)
+        return LengthForecast(min(p10, limit), min(p50, limit), min(p90, limit), self.source)
 
 
 @dataclass(slots=True)

@@ -97,23 +97,33 @@ class Options:
             return option, option
         return self.prefill_rows[option - colocated], self.decode_rows[option - colocated]
 
-    def candidate(self, option: int, now_s: float, target_s: float | None, verdict: str) -> Candidate:
-        """The figures of one option as decision data."""
-        prefill, decode = self.pair(option)
-        finish_s = now_s + self.own_s.item(option)
-        ids = self.pool.ids
-        return _new_candidate(
-            ids[prefill],
-            ids[decode],
-            self.queue_s.item(option),
-            self.prefill_s.item(option),
-            0.0 if self.transfer_s is None else self.transfer_s.item(option),
-            self.decode_s.item(option),
-            finish_s,
-            None if target_s is None else target_s - finish_s,
-            int(self.cached.item(option)),
-            verdict,
-        )
+    def candidates(
+        self, options: list[int], verdicts: list[str], now_s: float, target_s: float | None
+    ) -> tuple[Candidate, ...]:
+        """The figures of a few options as decision data."""
+        ids, told = self.pool.ids, []
+        queue_s, prefill_s, decode_s = self.queue_s.item, self.prefill_s.item, self.decode_s.item
+        own_s, cached = self.own_s.item, self.cached.item
+        for option, verdict in zip(options, verdicts, strict=True):
+            prefill, decode = self.pair(option)
+            transfer_s = 0.0 if self.transfer_s is None else self.transfer_s.item(option)
+            finish_s = now_s + own_s(option)
+            slack_s = None if target_s is None else target_s - finish_s
+            told.append(
+                _new_candidate(
+                    ids[prefill],
+                    ids[decode],
+                    queue_s(option),
+                    prefill_s(option),
+                    transfer_s,
+                    decode_s(option),
+                    finish_s,
+                    slack_s,
+                    int(cached(option)),
+                    verdict,
+                )
+            )
+        return tuple(told)
 
     def placement(self, option: int, priority: int, reason: Explanation) -> Placement:
         """One option as a policy's answer; the priority only where the decode engine takes one."""

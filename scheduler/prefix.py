@@ -8,7 +8,7 @@ corrects that size and the trust put in the answer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +86,10 @@ class PrefixIndex:
         cache.block_tokens = block_tokens
         bit = 1 << cache.bit
         masks, recency = self._masks, cache.recency
-        for block in [block for block in hashes if block not in recency]:
+        known = len(recency)
+        recency.update(dict.fromkeys(hashes, next(self._clock)))
+        for block in islice(reversed(recency), len(recency) - known):  # the new ones are the dict's last
             masks[block] = masks.get(block, 0) | bit
-        newest = next(self._clock)
-        recency.update(dict.fromkeys(hashes, newest))
         limit = cache.capacity_tokens * cache.share / block_tokens
         if len(recency) > limit:
             self._evict(cache, int(limit * _EVICT_TO))

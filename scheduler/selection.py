@@ -34,10 +34,11 @@ def most_capable(allowed: Bools, capability: Floats, finish: Floats) -> int | No
 def best_rows(values: Floats, mask: Bools, count: int) -> list[int]:
     """Up to `count` allowed rows with the smallest values, best first; ties by row."""
     ranked = np.where(mask, values, _NEVER)
+    smallest, value = ranked.argmin, ranked.item
     picked: list[int] = []
     for _ in range(count):
-        row = int(ranked.argmin())
-        if ranked.item(row) == inf:
+        row = int(smallest())
+        if value(row) == inf:
             break
         picked.append(row)
         ranked[row] = inf

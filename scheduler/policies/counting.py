@@ -35,18 +35,11 @@ def place_at(
         return None
     ranked = sorted(whole, key=lambda option: (rank(pool, options.pair(option)[1]), option))
     told = ranked[: state.config.explained_candidates + 1]
+    verdicts = ["chosen", *(verdict(pool, options.pair(option)[1]) for option in told[1:])]
     reason = Explanation(
         policy=policy,
         rule=f"{rule}, of {len(whole)}",
-        candidates=tuple(
-            options.candidate(
-                option,
-                now_s,
-                call.target_deadline_s,
-                "chosen" if option == ranked[0] else verdict(pool, options.pair(option)[1]),
-            )
-            for option in told
-        ),
+        candidates=options.candidates(told, verdicts, now_s, call.target_deadline_s),
         candidates_total=len(whole),
         length=demand.length,
         target_deadline_s=call.target_deadline_s,
