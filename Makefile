@@ -30,11 +30,11 @@ demo: $(VENV)/.run  ## bring a local cluster up, run agents, compare two policie
 	$(BIN)/python -m agentserve demo
 
 test: $(VENV)/.dev  ## every test, with the coverage of scheduler/ and workflows/ checked
-	$(BIN)/python -m pytest tests/unit tests/property tests/replay --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n auto tests/unit tests/property tests/replay --cov --cov-report=term --cov-fail-under=95
 	$(BIN)/python -m pytest tests/integration tests/e2e
 
 test-fast: $(VENV)/.dev  ## unit, property and replay tests only
-	$(BIN)/python -m pytest tests/unit tests/property tests/replay
+	$(BIN)/python -m pytest -n auto tests/unit tests/property tests/replay
 
 check: $(VENV)/.dev  ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
