@@ -14,6 +14,7 @@ taken to be made up by arrivals, so each of its contexts grows by L/2 on average
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import exp, hypot, log
 
 import numpy as np
@@ -103,8 +104,7 @@ def predict(pool: Pool, demand: Demand, now_s: float) -> Terms:
 def _prefill_s(pool: Pool, demand: Demand, fresh: Floats, chunk_s: Floats) -> Floats:
     if demand.context_tokens <= pool.least_batched:  # one chunk anywhere: three array operations less
         return chunk_s + pool.chunk_base_s
-    chunks = fresh / pool.max_batched
-    np.maximum(chunks, _ONE, out=chunks)
+    chunks: Floats = np.maximum(fresh / pool.max_batched, _ONE)
     chunks *= pool.chunk_base_s
     chunks += chunk_s
     return chunks
@@ -112,8 +112,7 @@ def _prefill_s(pool: Pool, demand: Demand, fresh: Floats, chunk_s: Floats) -> Fl
 
 def _wait_s(pool: Pool, context: float, now_s: float) -> tuple[Floats, Floats]:
     """Queue and seat in sum, and the seat alone."""
-    wait_s = pool.free_from_s - np.array(now_s)
-    np.maximum(wait_s, pool.least_wait_s, out=wait_s)
+    wait_s: Floats = np.maximum(pool.free_from_s - np.array(now_s), pool.least_wait_s)
     if context <= pool.least_kv_slack:  # nowhere near a full KV cache: only sequence slots can be short
         return wait_s, pool.seat_wait_s
     short = np.maximum(pool.kv_used + (context + 1.0) - pool.kv_capacity, 0.0) / np.maximum(pool.kv_used, 1.0)
@@ -123,9 +122,15 @@ def _wait_s(pool: Pool, context: float, now_s: float) -> tuple[Floats, Floats]:
 
 def tokens_for_chance(demand: Demand, chance: float, speed_sigma: float) -> float:
     """The output tokens that must fit so that the call ends in time with probability `chance`; see chance_to_fit."""
+    length, emitted = demand.length, demand.emitted
+    return demand.output_tokens * _share(length.p10_tokens, length.p90_tokens, emitted, chance, speed_sigma)
+
+
+@lru_cache(maxsize=4096)  # the same few nodes call again and again: 0.5 instead of 1.6 µs
+def _share(p10_tokens: float, p90_tokens: float, emitted: int, chance: float, speed_sigma: float) -> float:
     bounded = min(max(chance, 1e-9), 1.0 - 1e-9)
     z = log(bounded / (1.0 - bounded)) / _LOGISTIC
-    return demand.output_tokens * exp(z * _sigma(demand, speed_sigma))
+    return exp(z * _sigma(p10_tokens - emitted, p90_tokens - emitted, speed_sigma))
 
 
 def chance_to_fit(fit_tokens: Floats, demand: Demand, speed_sigma: float) -> Floats:
@@ -134,13 +139,12 @@ def chance_to_fit(fit_tokens: Floats, demand: Demand, speed_sigma: float) -> Flo
     The normal distribution is taken as the logistic 1/(1 + exp(-1.702 z)), off by at most 0.01.
     """
     ratio = np.log(np.maximum(fit_tokens, 1e-9) / demand.output_tokens)
-    z = ratio * (_LOGISTIC / _sigma(demand, speed_sigma))
+    length, emitted = demand.length, demand.emitted
+    z = ratio * (_LOGISTIC / _sigma(length.p10_tokens - emitted, length.p90_tokens - emitted, speed_sigma))
     chance: Floats = 1.0 / (1.0 + np.exp(-np.clip(z, -60.0, 60.0)))
     return chance
 
 
-def _sigma(demand: Demand, speed_sigma: float) -> float:
-    low = max(demand.length.p10_tokens - demand.emitted, 1.0)
-    high = max(demand.length.p90_tokens - demand.emitted, 1.0)
-    spread = log(high / low) / 2.563  # ln(p90/p10) of a log-normal is 2 x 1.2816 sigma
+def _sigma(p10_tokens: float, p90_tokens: float, speed_sigma: float) -> float:
+    spread = log(max(p90_tokens, 1.0) / max(p10_tokens, 1.0)) / 2.563  # ln(p90/p10) of a log-normal is 2 x 1.2816 sigma
     return max(hypot(spread, speed_sigma), 1e-3)

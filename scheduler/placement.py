@@ -213,15 +213,13 @@ def harms(pool: Pool, terms: Terms, demand: Demand, prices: AgentServeConfig) ->
     """Weighted harm done to others by the prefill and by the decode of a call, per instance."""
     output, context = demand.output_tokens, float(demand.context_tokens)
     prefill = terms.chunk_s * pool.running
-    slower = pool.batch * terms.output
-    np.minimum(slower, pool.remaining, out=slower)
+    slower = np.minimum(pool.batch * terms.output, pool.remaining)
     slower *= terms.marginal_s
     if prices.social_weight != 1.0:  # two array operations less at the default weight
         prefill *= prices.social_weight
         slower *= prices.social_weight
     if pool.most_cache_excess + context > 0.0:  # else no instance's prefixes could outgrow its cache
-        evicted = pool.cache_excess + terms.fresh
-        np.maximum(evicted, _ZERO, out=evicted)
+        evicted = np.maximum(pool.cache_excess + terms.fresh, _ZERO)
         evicted *= pool.p1
         evicted *= prices.prefix_weight
         prefill += evicted

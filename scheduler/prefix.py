@@ -74,9 +74,10 @@ class PrefixIndex:
                     low = middle
                 else:
                     high = middle
-            self._mark(found, mask, min(high * block_tokens, most))
-            start = high
-            mask = mask & get(hashes[high], 0) if high < end else 0
+            longer = mask & get(hashes[high], 0) if high < end else 0
+            # Each instance is written once, at the depth at which it leaves the chain; all of them at one stroke.
+            self._mark(found, mask if mask == self._everyone else mask ^ longer, min(high * block_tokens, most))
+            start, mask = high, longer
         return found
 
     def insert(self, instance_id: str, hashes: Sequence[int], block_tokens: int) -> float:
@@ -89,7 +90,8 @@ class PrefixIndex:
         known = len(recency)
         recency.update(dict.fromkeys(hashes, next(self._clock)))
         for block in islice(reversed(recency), len(recency) - known):  # the new ones are the dict's last
-            masks[block] = masks.get(block, 0) | bit
+            held = masks.get(block)
+            masks[block] = bit if held is None else held | bit
         limit = cache.capacity_tokens * cache.share / block_tokens
         if len(recency) > limit:
             self._evict(cache, int(limit * _EVICT_TO))
@@ -140,6 +142,6 @@ class PrefixIndex:
             np.putmask(found, np.unpackbits(packed, bitorder="little").view(np.bool_), depth)
             return
         while mask:
-            lowest = mask & -mask
-            found[lowest.bit_length() - 1] = depth
-            mask ^= lowest
+            highest = mask.bit_length() - 1
+            found[highest] = depth
+            mask ^= 1 << highest

@@ -31,9 +31,9 @@ def most_capable(allowed: Bools, capability: Floats, finish: Floats) -> int | No
     return argmin(finish, allowed & (capability == strongest))
 
 
-def best_rows(values: Floats, mask: Bools, count: int) -> list[int]:
-    """Up to `count` allowed rows with the smallest values, best first; ties by row."""
-    ranked = np.where(mask, values, _NEVER)
+def best_rows(values: Floats, mask: Bools | None, count: int) -> list[int]:
+    """Up to `count` rows allowed by `mask` (None: all) with the smallest values, best first; ties by row."""
+    ranked = values.copy() if mask is None else np.where(mask, values, _NEVER)
     smallest, value = ranked.argmin, ranked.item
     picked: list[int] = []
     for _ in range(count):

@@ -52,7 +52,8 @@ class AgentServe:
         demand = demand_of(call)
         options = weigh(state.pool_of(call), call, demand, state.config.agentserve, now_s)
         priced = _price(call, state, demand, options, now_s)
-        best = best_rows(priced.price, options.allowed, state.config.explained_candidates + 1)
+        mask = None if priced.total == len(priced.price) else options.allowed
+        best = best_rows(priced.price, mask, state.config.explained_candidates + 1)
         if not best:
             return None
         target_s = call.target_deadline_s
