@@ -61,7 +61,7 @@ def derive(inputs: Any, maximum: Callable[..., Any], minimum: Callable[..., Any]
     is_busy = minimum(running + foreign, 1.0)
     others = minimum(batch, max_seqs - 1.0)
     mean_remaining_s = remaining * now_step_s / residents
-    seat_wait_s = mean_remaining_s * maximum(batch + 1.0 - max_seqs, 0.0) / residents
+    seat_wait_s = mean_remaining_s * (batch - others) / residents  # batch - others: calls that must end first
     fixed_wait_s = foreign_wait_s + seat_wait_s
     kv_used = maximum(kv_own + kv_offset, 0.0)
     return (
