@@ -54,7 +54,7 @@ async def _trouble(cluster: LocalCluster, under_way: asyncio.Event) -> None:
     async with httpx.AsyncClient(timeout=10) as client:
         await client.post(f"{cluster.engine_urls['h200-1']}/emulator/slow", json={"factor": 20})
     await asyncio.sleep(0.3)
-    await cluster.parts["engine-h100-1"].kill()
+    await cluster.parts["engine-a100-80g-1"].kill()
 
 
 if __name__ == "__main__":
