@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     options = parser.parse_args()
     print(f"machine: {machine()}")
-    print(f"command: {' '.join(['python', *sys.argv])}, seed {options.seed}\n")
+    print(f"command: {' '.join(['python -m benchmarks.emulator', *sys.argv[1:]])}, seed {options.seed}\n")
     for batch in (8, 64, 256):
         rate = iterations_per_s(batch, 500 if options.quick else 2000, Random(options.seed))
         print(f"engine model, batch {batch:3}: {rate:8.0f} iterations/s, {rate * batch:9.0f} tokens/s")
