@@ -11,6 +11,11 @@ class AgentServeError(Exception):
     status = 500
     code = "internal_error"
 
+    @property
+    def record(self) -> str:
+        """The message as logs, traces and the store keep it: without an engine's words, which may quote a prompt."""
+        return str(self)
+
 
 class BadInput(AgentServeError):
     """What the user gave cannot be used; nothing was changed."""
@@ -52,11 +57,17 @@ class Unavailable(AgentServeError):
 
 
 class EngineFailed(AgentServeError):
-    """An engine broke off or refused a call. `retryable`: another instance may well serve it."""
+    """An engine broke off or refused a call. `retryable`: another instance may well serve it. `said`: in its words."""
 
     status = 502
     code = "engine_failed"
 
-    def __init__(self, message: str, *, retryable: bool = True) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retryable: bool = True, said: str = "") -> None:
+        super().__init__(f"{message}: {said}" if said else message)
         self.retryable = retryable
+        self._record = message
+
+    @property
+    def record(self) -> str:
+        """The message without what the engine said."""
+        return self._record

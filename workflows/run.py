@@ -204,7 +204,7 @@ def _start_step(run: Run, start: StepStarted) -> Run:
             kind=start.kind,
             parents=start.parents,
             implicit=start.implicit,
-            started_s=start.at_s,
+            started_s=max(start.at_s, run.submitted_s),
         ),
     )
 
@@ -217,7 +217,7 @@ def _start_again(run: Run, known: Step, start: StepStarted) -> Run:
             f"it cannot start at node {start.node!r}"
         )
     if known.status is not StepStatus.RUNNING:
-        if known.started_s == start.at_s:
+        if known.started_s == max(start.at_s, run.submitted_s):
             return run
         raise DuplicateStep(
             f"run {run.run_id!r}: step {start.step_id!r} of node {known.node!r} is {known.status}, it cannot be "

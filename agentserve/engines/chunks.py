@@ -47,4 +47,5 @@ def _reported(error: Any) -> EngineFailed:
     detail = error if isinstance(error, dict) else {"message": str(error)}
     code = detail.get("code")
     is_client_error = isinstance(code, int) and 400 <= code < 500
-    return EngineFailed(f"the engine broke off: {str(detail.get('message'))[:500]}", retryable=not is_client_error)
+    said = str(detail.get("message"))[:500]
+    return EngineFailed("the engine broke off", retryable=not is_client_error, said=said)

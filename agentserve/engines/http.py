@@ -25,8 +25,8 @@ class EngineUnreachable(EngineFailed):
 class EngineRefused(EngineFailed):
     """The engine answered with a client error; another instance would say the same."""
 
-    def __init__(self, message: str, status: int, code: str | None = None) -> None:
-        super().__init__(message, retryable=False)
+    def __init__(self, message: str, status: int, code: str | None = None, *, said: str = "") -> None:
+        super().__init__(message, retryable=False, said=said)
         self.status = status
         self.code = code or "engine_refused"
 
@@ -142,10 +142,10 @@ class EngineHttp:
 
     def _refused(self, status: int, content: bytes) -> EngineFailed:
         message, code = error_message(content)
-        text = f"engine answered {status}: {message}"
+        text = f"engine answered {status}"
         if status >= 500 or status in (408, 429):
-            return EngineFailed(text)
-        return EngineRefused(text, status, code)
+            return EngineFailed(text, said=message)
+        return EngineRefused(text, status, code, said=message)
 
 
 def error_message(content: bytes) -> tuple[str, str | None]:

@@ -68,7 +68,7 @@ class Completions:
         try:
             live = self._orchestrator.submit(call)
         except AgentServeError as error:
-            await self._runs.end_call(context, "failed", str(error))
+            await self._runs.end_call(context, "failed", error.record)
             raise
         return CallResponse(live, context, self._orchestrator, self._runs)
 
@@ -135,7 +135,7 @@ class CallResponse:
     async def _ended(self) -> None:
         live = self.live
         is_stopping = live.outcome == "cancelled" and not self._orchestrator.accepting
-        error = None if live.error is None else str(live.error)
+        error = None if live.error is None else live.error.record
         await self._runs.end_call(self._context, live.outcome or "cancelled", error, keep_step=is_stopping)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -182,7 +182,7 @@ class CallResponse:
         if live.first_instance is not None:
             given[headers.INSTANCE] = live.first_instance
         if context.deadline is not None:
-            given[headers.DEADLINE] = f"{context.deadline.target_s:.6f}"
+            given[headers.DEADLINE] = repr(context.deadline.target_s)
         return given
 
 

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from agentserve.errors import NotFound, TooLarge
 from agentserve.gateway.bodies import read_json
-from agentserve.gateway.errors import BadParameter, json_response
+from agentserve.gateway.errors import BadParameter, UnknownModel, json_response
 from agentserve.gateway.identity import check_deadline, check_id, check_name, check_number, check_run_id, check_slo
 from agentserve.gateway.runs import RunService
 from agentserve.journal import RunEvent
@@ -24,6 +24,7 @@ from workflows.wire import run_to_plain
 MAX_STEPS_AT_ONCE: Final = 1000
 MAX_LISTED: Final = 1000
 MAX_ERROR_CHARS: Final = 1000
+MAX_CLOCK_OFF_S: Final = 86_400.0
 _T = TypeVar("_T", RunStatus, StepStatus, StepKind)
 
 
@@ -48,6 +49,7 @@ class RestRoutes:
         """All of them."""
         return [
             Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self.model, methods=["GET"]),
             Route("/v1/cluster", self.cluster, methods=["GET"]),
             Route("/v1/workflows/{name:path}", self.put_workflow, methods=["PUT"]),
             Route("/v1/workflows/{name:path}", self.get_workflow, methods=["GET"]),
@@ -62,12 +64,17 @@ class RestRoutes:
 
     async def models(self, _: Request) -> Response:
         """Models that live instances serve, in OpenAI's shape."""
-        created = int(self._clock())
-        data = [
-            {"id": name, "object": "model", "created": created, "owned_by": "agentserve"}
-            for name in self._orchestrator.models()
-        ]
-        return json_response({"object": "list", "data": data})
+        return json_response({"object": "list", "data": [self._model(name) for name in self._orchestrator.models()]})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        name, served = request.path_params["name"], self._orchestrator.models()
+        if name not in served:
+            raise UnknownModel(f"model {name[:128]!r} is not served; served are {', '.join(served)}")
+        return json_response(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": int(self._clock()), "owned_by": "agentserve"}
 
     async def cluster(self, _: Request) -> Response:
         """Instances as reported and as estimated, the policy, and how much is in flight."""
@@ -181,6 +188,8 @@ def _transition(where: str, given: Any, now_s: float) -> StepStarted | StepFinis
         raise BadParameter(where, "must be an object")
     step_id = check_id(f"{where}.step_id", given.get("step_id"))
     at_s = check_number(f"{where}.at_s", given["at_s"]) if given.get("at_s") is not None else now_s
+    if abs(at_s - now_s) > MAX_CLOCK_OFF_S:  # milliseconds, or time since the process began
+        raise BadParameter(f"{where}.at_s", "must be Unix seconds, within a day of the gateway's clock")
     match given.get("event"):
         case "started":
             parents = given.get("parents") or []

@@ -149,7 +149,7 @@ class RunService:
         async with live.lock:
             await self._apply(live, RunFinished(status=status, at_s=self._clock(), error=error))
         for request_id in tuple(live.calls):
-            self._orchestrator.cancel(request_id, f"its run {status}")
+            self._orchestrator.cancel(request_id, f"its run has ended ({status})")
         return live.run
 
     async def cancel(self, run_id: str) -> Run:

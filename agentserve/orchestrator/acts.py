@@ -102,10 +102,12 @@ class Acts:
         if decision.refusal is Refusal.NOT_RETRYABLE and isinstance(live.last_failure, EngineRefused):
             return live.last_failure
         status, code = STATUS[decision.refusal]
-        message = decision.message
-        if live.last_failure is not None and str(live.last_failure) not in message:
-            message = f"{message}: {live.last_failure}"
-        return CallFailed(message, status, code)
+        if (failure := live.last_failure) is None:
+            return CallFailed(decision.message, status, code)
+        record = decision.message
+        if failure.record not in record:
+            record = f"{record}: {failure.record}"
+        return CallFailed(record.replace(failure.record, str(failure)), status, code, record=record)
 
     def _wake_at(self, decision: WakeAt) -> None:
         self.stop_timer()

@@ -15,12 +15,18 @@ _PROGRESS_S = 0.1
 
 
 class CallFailed(AgentServeError):
-    """The call ended without its answer; `status` and `code` say what the client is told."""
+    """The call ended without its answer; `status` and `code` say what the client is told, `record` what is kept."""
 
-    def __init__(self, message: str, status: int, code: str) -> None:
+    def __init__(self, message: str, status: int, code: str, *, record: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self._record = message if record is None else record
+
+    @property
+    def record(self) -> str:
+        """The message without what an engine said."""
+        return self._record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

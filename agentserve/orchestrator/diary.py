@@ -61,7 +61,7 @@ class Diary:
             live,
             Kind.CALL_FINISHED,
             outcome=live.outcome,
-            error=str(live.error) if live.error is not None else None,
+            error=live.error.record if live.error is not None else None,
             prompt_tokens=record.prompt_tokens,
             output_tokens=record.output_tokens,
             cached_tokens=record.cached_tokens,

@@ -132,11 +132,11 @@ async def _attempt_failed(driver: "Orchestrator", live: LiveCall, failure: Agent
         live,
         Kind.CALL_ATTEMPT_FAILED,
         instance=instance_id,
-        error=str(failure),
+        error=failure.record,
         output_tokens=output_tokens,
     )
     if isinstance(failure, EngineUnreachable) and live.broken is None:
-        await _check(driver, instance_id, str(failure))
+        await _check(driver, instance_id, failure.record)
     live.stream.cut()
     can_go_on = _restart_if_needed(live)
     driver.feed(
@@ -145,7 +145,7 @@ async def _attempt_failed(driver: "Orchestrator", live: LiveCall, failure: Agent
             request_id=live.request_id,
             instance_id=instance_id,
             output_tokens=live.stream.output_tokens,
-            error=str(failure),
+            error=failure.record,
             retryable=can_go_on and getattr(failure, "retryable", False),
         )
     )

@@ -157,6 +157,36 @@ async def test_what_the_engine_refuses_reaches_the_client_in_its_own_words(gate:
     assert "one choice" in answer.json()["error"]["message"]
 
 
+async def test_what_an_engine_said_is_not_kept_as_it_may_quote_the_prompt(gate: Gateway) -> None:
+    await gate.chat("hi", {"x-agentserve-run-id": "r", "x-agentserve-node": "n"}, n=2)
+    await gate.client.post("/v1/runs/r/finish", json={"status": "failed"})
+
+    async def kept() -> str:
+        return (await gate.client.get("/v1/runs/r")).text + (await gate.client.get("/v1/runs/r/events")).text
+
+    async def is_kept() -> bool:
+        return "run.finished" in await kept()
+
+    await until(is_kept)
+    assert "engine answered 400" in await kept()
+    assert "one choice" not in await kept()
+
+
+async def test_a_model_can_be_looked_up_by_name(gate: Gateway) -> None:
+    assert (await gate.client.get(f"/v1/models/{MODEL}")).json()["id"] == MODEL
+    unknown = await gate.client.get("/v1/models/meta/other")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("at_s", [0.0, 12.5, 1e12])
+async def test_a_step_time_that_is_no_unix_time_is_refused(gate: Gateway, at_s: float) -> None:
+    await gate.client.post("/v1/runs", json={"run_id": "r", "workflow": "w"})
+    step = {"event": "started", "step_id": "s", "node": "n", "at_s": at_s}
+    answer = await gate.client.post("/v1/runs/r/steps", json={"steps": [step]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "steps[0].at_s"
+
+
 async def test_too_many_calls_are_told_to_come_back() -> None:
     async with gateway(SLOW, max_live_calls=1) as gate:
         first = asyncio.create_task(gate.chat("[[reply tokens=300]]"))

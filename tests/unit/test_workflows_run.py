@@ -91,6 +91,13 @@ def test_a_tool_step_that_calls_a_model_is_an_llm_step() -> None:
     assert run_with(started(kind=StepKind.TOOL), started()).steps["s1"].kind is StepKind.LLM
 
 
+def test_a_step_begins_no_earlier_than_its_run_even_if_told_twice() -> None:
+    run = new_run("r", "w", 100.0, slo_s=5.0).apply(started(at_s=90.0))
+    assert run.steps["s1"].started_s == 100.0
+    ended = run.apply(finished())
+    assert ended.apply(started(at_s=90.0)) is ended
+
+
 def test_a_step_id_of_another_node_is_refused() -> None:
     with pytest.raises(
         DuplicateStep, match="run 'r1': step 's1' is of node 'plan' and running, it cannot start at nod"
