@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -40,6 +40,15 @@ class BoundedLabel:
         return text
 
 
+class _LiveCall(NamedTuple):
+    """A call not yet ended. Its workflow is kept here, as its run may end before it."""
+
+    workflow: str
+    model: str
+    arrived_s: float
+    dispatched: bool = False
+
+
 class MetricSink:
     """Counts journal events in a registry of its own. Live runs and calls are remembered up to `max_live` each."""
 
@@ -48,7 +57,7 @@ class MetricSink:
         self._policy = BoundedLabel(20)
         self._max_live = max_live
         self._runs: OrderedDict[str, str] = OrderedDict()
-        self._calls: OrderedDict[str, tuple[str, float, bool]] = OrderedDict()
+        self._calls: OrderedDict[str, _LiveCall] = OrderedDict()
         self._failures_logged = 0
         self.registry = CollectorRegistry()
         self._make_metrics()
@@ -117,7 +126,8 @@ class MetricSink:
         elif kind is Kind.RUN_FINISHED:
             self._run_finished(event)
         elif kind is Kind.CALL_ARRIVED:
-            _remember(self._calls, request_id, (self._model.of(data.get("model")), event.at_s, False), self._max_live)
+            call = _LiveCall(self._workflow_of(event), self._model.of(data.get("model")), event.at_s)
+            _remember(self._calls, request_id, call, self._max_live)
         elif kind is Kind.CALL_DECIDED:
             self._decided(event)
         elif kind is Kind.CALL_MIGRATED:
@@ -137,18 +147,21 @@ class MetricSink:
         elif decision.get("type") == "dispatch":
             split = decision.get("prefill_instance") != decision.get("decode_instance")
             self._dispatches.labels(policy, str(split).lower()).inc()
-            model, arrived_s, dispatched = self._calls.get(event.request_id or "", ("", 0.0, True))
-            if not dispatched:
-                self._calls[event.request_id or ""] = (model, arrived_s, True)
-                self._queue.labels(self._workflow_of(event), model).observe(max(0.0, event.at_s - arrived_s))
+            call = self._calls.get(event.request_id or "")
+            if call is not None and not call.dispatched:
+                self._calls[event.request_id or ""] = call._replace(dispatched=True)
+                self._queue.labels(call.workflow, call.model).observe(max(0.0, event.at_s - call.arrived_s))
 
     def _call_finished(self, event: RunEvent) -> None:
-        data, workflow = event.data, self._workflow_of(event)
-        model, _, _ = self._calls.pop(event.request_id or "", ("unknown", 0.0, True))
+        data = event.data
+        call = self._calls.pop(event.request_id or "", None) or _LiveCall(self._workflow_of(event), "unknown", 0.0)
+        workflow, model = call.workflow, call.model
         self._count_calls.labels(workflow, model, _one_of(data.get("outcome"), _OUTCOMES)).inc()
         for histogram, name in ((self._ttft, "ttft_s"), (self._tpot, "tpot_s"), (self._call_e2e, "e2e_s")):
             if data.get(name) is not None:
                 histogram.labels(workflow, model).observe(data[name])
+        if data.get("ttft_s") is None:
+            return  # no engine took the prompt, whose length is a guess then
         for kind, name in (("prompt", "prompt_tokens"), ("output", "output_tokens"), ("cached", "cached_tokens")):
             if data.get(name):
                 self._tokens.labels(workflow, model, kind).inc(data[name])

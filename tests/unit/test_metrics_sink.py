@@ -62,6 +62,30 @@ def test_a_rejected_call_is_counted_with_its_reason():
     assert value(sink, "agentserve_rejections_total", policy="agentserve", refusal="no_instance") == 1
 
 
+def test_a_call_that_outlives_its_run_is_counted_for_the_runs_workflow():
+    sink = MetricSink()
+    for kind, data in (
+        (Kind.RUN_SUBMITTED, {"workflow": "w"}),
+        (Kind.CALL_ARRIVED, {"model": "m"}),
+        (Kind.RUN_FINISHED, {"status": "cancelled", "e2e_s": 1.0, "attained": None}),
+        (Kind.CALL_FINISHED, {"outcome": "cancelled", "e2e_s": 1.0}),
+    ):
+        sink.record(RunEvent(run_id="r", request_id="c", kind=kind, at_s=START_S, data=data))
+    assert value(sink, "agentserve_calls_total", workflow="w", model="m", outcome="cancelled") == 1
+
+
+def test_the_guessed_prompt_of_a_refused_call_is_not_counted():
+    sink = MetricSink()
+    for kind, data in (
+        (Kind.RUN_SUBMITTED, {"workflow": "w"}),
+        (Kind.CALL_ARRIVED, {"model": "m"}),
+        (Kind.CALL_FINISHED, {"outcome": "failed", "prompt_tokens": 500_000, "ttft_s": None}),
+    ):
+        sink.record(RunEvent(run_id="r", request_id="c", kind=kind, at_s=START_S, data=data))
+    assert value(sink, "agentserve_calls_total", workflow="w", model="m", outcome="failed") == 1
+    assert value(sink, "agentserve_tokens_total", workflow="w", model="m", kind="prompt") is None
+
+
 def test_workflow_labels_are_bounded():
     sink = MetricSink(max_workflows=3)
     for number in range(10):
