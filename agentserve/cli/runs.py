@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agentserve.cli.cluster import GatewayFlag, JsonFlag
 from agentserve.cli.gateway_client import gateway_url, get_json
-from agentserve.cli.values import attribute, duration_s, run_input
+from agentserve.cli.values import attribute, duration_s, failure, first_difference, run_input
 from agentserve.errors import AgentServeError, BadInput
 
 
@@ -44,7 +44,13 @@ def run(
     import agentserve
 
     served = agentserve.serve(compiled, slo_s=slo_s, name=_name(graph), gateway=url)
-    result = asyncio.run(served.arun(state))
+    try:
+        result = asyncio.run(served.arun(state))
+    except AgentServeError:
+        raise
+    except Exception as error:
+        run_id = f"run {served.last_run.run_id}" if served.last_run is not None else "no run"
+        raise AgentServeError(f"{graph} failed ({run_id}): {failure(error)}") from error
     console = Console(soft_wrap=json)
     if json:
         plain = {
@@ -191,15 +197,15 @@ def verify_log(
             mismatch = replay_log(counted(lines), make_scheduler)
     except OSError as error:
         raise BadInput(f"event log {log}: cannot be read ({error.strerror})") from None
-    except (SchedulerError, ValueError, KeyError) as error:
+    except (SchedulerError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"event log {log}: line {events + 1}: not an event log ({error})") from None
     if json:
         plain = {"lines": events, "identical": mismatch is None}
         Console(soft_wrap=True).print(orjson.dumps(plain).decode(), markup=False, highlight=False)
     if mismatch is not None:
         raise AgentServeError(
-            f"event log {log}: event {mismatch.line} ({mismatch.event.get('type')}): recorded {mismatch.recorded}, "
-            f"replayed {mismatch.replayed}"
+            f"event log {log}: event {mismatch.line} ({mismatch.event.get('type')}) was decided differently: "
+            f"{first_difference(mismatch.recorded, mismatch.replayed)}"
         )
     if not json:
         Console().print(f"[green]identical:[/] {events - 1:,} events decided as recorded")

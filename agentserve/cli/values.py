@@ -2,8 +2,10 @@
 
 import importlib
 import math
+import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,3 +60,35 @@ def run_input(text: str | None, module: Any, reference: str) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise BadInput(f"--input: not JSON ({error}); give the graph's input state as JSON, or @file") from None
+
+
+def failure(error: Exception) -> str:
+    """What a graph raised, and where in its own code: the frames of installed packages are left out."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    text = str(error).strip().partition("\n")[0]
+    where = "".join(f"\n  {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames)
+    return f"{type(error).__name__}: {text}{where}"
+
+
+def _is_own(filename: str) -> bool:
+    path = Path(filename)
+    is_ours = path.is_relative_to(Path(__file__).parents[1])
+    return not is_ours and "site-packages" not in path.parts and not path.is_relative_to(Path(os.__file__).parent)
+
+
+def first_difference(recorded: Any, replayed: Any, path: str = "decisions") -> str:
+    """Where two JSON values first differ, and what stands there in each."""
+    if isinstance(recorded, dict) and isinstance(replayed, dict):
+        for key in {**recorded, **replayed}:
+            if recorded.get(key) != replayed.get(key):
+                return first_difference(recorded.get(key), replayed.get(key), f"{path}.{key}")
+    if isinstance(recorded, list) and isinstance(replayed, list) and len(recorded) == len(replayed):
+        for index, (one, other) in enumerate(zip(recorded, replayed, strict=True)):
+            if one != other:
+                return first_difference(one, other, f"{path}[{index}]")
+    return f"{path} is {_short(recorded)} in the log, {_short(replayed)} when replayed"
+
+
+def _short(value: Any) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 200 else f"{text[:200]}…"
