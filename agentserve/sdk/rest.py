@@ -37,11 +37,13 @@ class GatewayClient:
         self._call("PUT", f"/v1/workflows/{quote(workflow.name, safe='')}", workflow.to_dict())
 
     def create_run(self, run_id: str, workflow: str, slo_s: float | None) -> None:
-        """Submit a run; the same run again changes nothing."""
+        """Submit a run, or find the one of that id; Conflict if that has ended."""
         body: dict[str, Any] = {"run_id": run_id, "workflow": workflow}
         if slo_s is not None:
             body["slo_s"] = slo_s
-        self._call("POST", "/v1/runs", body)
+        status = self._call("POST", "/v1/runs", body).get("status", "running")
+        if status != "running":
+            raise Conflict(f"run {run_id} has ended ({status}); a new run needs another id")
 
     def report_steps(self, run_id: str, steps: Sequence[Mapping[str, Any]]) -> None:
         """Report step starts and ends."""

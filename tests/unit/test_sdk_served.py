@@ -218,6 +218,19 @@ def test_lost_reports_do_not_touch_the_graph(gateway: Gateway, caplog: pytest.Lo
     assert "step reports" in caplog.text
 
 
+def test_the_id_of_a_run_that_has_ended_is_refused_before_the_graph_begins(gateway: Gateway) -> None:
+    class Ended(Gateway):
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            super().__call__(request)
+            return httpx.Response(200, json={"run_id": "order-17", "status": "succeeded"})
+
+    began: list[State] = []
+    ended = Ended()
+    with pytest.raises(Conflict, match="run order-17 has ended"):
+        served(ended, one_node(began.append)).invoke({}, run_id="order-17")
+    assert (began, ended.sent("/finish")) == ([], [])
+
+
 def test_a_refused_report_does_not_take_others_of_its_batch_with_it(gateway: Gateway) -> None:
     class Refusing(Gateway):
         def __call__(self, request: httpx.Request) -> httpx.Response:
