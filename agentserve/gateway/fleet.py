@@ -112,7 +112,7 @@ class Fleet:
                 return
             except AgentServeError as error:
                 if not has_complained:
-                    logger.warning("engine %s: %s; trying on", engine.engine_url, error)
+                    logger.warning("%s; trying on", error)
                 has_complained = True
             await asyncio.sleep(_DISCOVER_AGAIN_S)
 

@@ -158,7 +158,7 @@ async def _until_ready(config: EngineConfig, client: httpx.AsyncClient) -> None:
                 except httpx.HTTPError as error:
                     problem = _why(error)
                 if attempt == 0:
-                    logger.info("waiting for the engine at %s (%s)", config.engine_url, problem)
+                    logger.warning("waiting for the engine at %s (%s)", config.engine_url, problem)
                 await asyncio.sleep(_POLL_S[min(attempt, len(_POLL_S) - 1)])
     except TimeoutError:
         raise Unavailable(f"engine {config.engine_url}: not ready within {config.ready_timeout_s:g} s") from None
