@@ -23,7 +23,10 @@ def get_json(base_url: str, path: str) -> Any:
             "with --gateway or AGENTSERVE_GATEWAY"
         ) from None
     if response.is_success:
-        return response.json()
+        try:
+            return response.json()
+        except ValueError:
+            raise Unavailable(f"{base_url}{path}: the answer is not JSON; is this an agentserve gateway?") from None
     message = f"{base_url}{path}: HTTP {response.status_code}: {_message(response)}"
     raise NotFound(message) if response.status_code == 404 else AgentServeError(message)
 

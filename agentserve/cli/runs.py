@@ -82,8 +82,10 @@ def trace(
     json: JsonFlag = False,
 ) -> None:
     """Draw a run as a waterfall: steps, deadlines, choices with their reasons, migrations."""
+    from agentserve.gateway.identity import check_run_id
     from agentserve.waterfall import explain_json, render_run
 
+    check_run_id("RUN", run_id)
     if redis is None:
         url = gateway_url(gateway)
         run, events = get_json(url, f"/v1/runs/{run_id}"), get_json(url, f"/v1/runs/{run_id}/events")["data"]
