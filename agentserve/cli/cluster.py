@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from agentserve.cli.gateway_client import gateway_url, get_json
+from agentserve.errors import AgentServeError
 
 GatewayFlag = Annotated[
     str | None,
@@ -85,12 +87,12 @@ async def _until_stopped(cluster: Any, console: Console) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
 
-    async def watch(name: str) -> None:
-        code = await cluster.parts[name].wait()
+    async def watch(name: str, ended: Callable[[], Awaitable[int]]) -> None:
+        code = await ended()
         if not stopped.is_set():
             console.print(f"[yellow]{name} ended with exit code {code}[/]; the rest goes on")
 
-    watches = [asyncio.create_task(watch(name)) for name in cluster.parts]
+    watches = [asyncio.create_task(watch(name, ended)) for name, ended in cluster.ends.items()]
     try:
         await stopped.wait()
     finally:
@@ -128,8 +130,11 @@ async def _watch(url: str, console: Console) -> None:
 
 def _picture(url: str) -> Group:
     cluster = get_json(url, "/v1/cluster")
-    runs = get_json(url, "/v1/runs?status=running&limit=20")["data"]
-    return Group(_instances(cluster), _runs(runs))
+    try:
+        runs: Table | str = _runs(get_json(url, "/v1/runs?status=running&limit=20")["data"])
+    except AgentServeError as error:  # without its store the gateway still knows its instances
+        runs = f"live runs are unknown: {error}"
+    return Group(_instances(cluster), runs)
 
 
 def _instances(cluster: dict[str, Any]) -> Table:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +71,11 @@ class LocalCluster:
     def redis_url(self) -> str:
         """URL of the cluster's Redis."""
         return self._redis.url
+
+    @property
+    def ends(self) -> Mapping[str, Callable[[], Awaitable[int]]]:
+        """What waits for the end of each process, Redis too, and gives its exit code; by name."""
+        return {"redis": self._redis.wait, **{name: part.wait for name, part in self.parts.items()}}
 
     async def __aenter__(self) -> Self:
         try:
