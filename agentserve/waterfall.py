@@ -138,7 +138,7 @@ class Waterfall:
         yield from _lines(deadline_words(step, self._story), width)
         if single is not None:
             yield from _lines(call_words(single, self._story.submitted_s), width)
-        if step.error:
+        if step.error and not any(call.error == step.error for call in step.calls):
             yield from _lines([f"error: {step.error}"], width)
 
     def _phases(self, call: CallStory, chart: "_Chart", cells: list[tuple[str, str]]) -> None:

@@ -10,8 +10,20 @@ from rich.console import Console
 from agentserve.cli.cluster import _until_stopped
 
 
+class Screen(io.StringIO):
+    """Tells when something was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        self.written.set()
+        return super().write(text)
+
+
 async def test_a_part_that_ends_by_itself_is_named_and_the_rest_goes_on() -> None:
-    ended, written = asyncio.Event(), io.StringIO()
+    ended, screen = asyncio.Event(), Screen()
 
     async def redis() -> int:
         await ended.wait()
@@ -21,12 +33,11 @@ async def test_a_part_that_ends_by_itself_is_named_and_the_rest_goes_on() -> Non
         return await asyncio.Future()
 
     cluster = SimpleNamespace(ends={"redis": redis, "gateway": gateway})
-    serving = asyncio.create_task(_until_stopped(cluster, Console(file=written, width=200)))
+    serving = asyncio.create_task(_until_stopped(cluster, Console(file=screen, width=200)))
     ended.set()
     async with asyncio.timeout(10):
-        while "redis ended with exit code -9; the rest goes on" not in written.getvalue():
-            await asyncio.sleep(0)
+        await screen.written.wait()
         assert not serving.done()
         signal.raise_signal(signal.SIGTERM)
         await serving
-    assert "gateway ended" not in written.getvalue()
+    assert screen.getvalue() == "redis ended with exit code -9; the rest goes on\n"

@@ -8,6 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from agentserve.journal import Kind
 from agentserve.waterfall import explain_json, render_run
 from tests.unit.made_up_run import RUN, START_S, event, run_still_going, submitted, whole_run
 from workflows.run import Run, RunStatus, Step, StepKind, StepStatus
@@ -119,6 +120,17 @@ def test_a_run_is_drawn_from_the_store_alone_when_its_journal_is_gone():
     text = drawn(run, [])
     assert "SLO 5.00 s · e2e 2.50 s · attained, 2.50 s to spare" in text
     assert "target 3.00 s, latest 4.00 s · ended 1.00 s before its target" in text
+
+
+def test_an_error_that_call_and_step_share_is_told_once():
+    failed = [
+        submitted(),
+        event(Kind.STEP_STARTED, 0.0, "s", node="plan", kind="llm", parents=[]),
+        event(Kind.CALL_ARRIVED, 0.1, "s", "c", node="plan", model="m"),
+        event(Kind.CALL_FINISHED, 1.0, "s", "c", outcome="failed", error="engine answered 400"),
+        event(Kind.STEP_FINISHED, 1.0, "s", node="plan", outcome="failed", error="engine answered 400"),
+    ]
+    assert drawn({}, failed).count("engine answered 400") == 1
 
 
 def test_a_run_that_has_not_begun_is_drawn_too():
