@@ -139,7 +139,7 @@ class Registry:
         if member.is_live:
             self._join(member)
         elif member.state is MemberState.REFUSED:
-            member.state = MemberState.WAITING
+            member.state, member.reason = MemberState.WAITING, None
 
     def _status_changed(self, status: Status, now_s: float) -> None:
         if status.state == "offline":

@@ -370,3 +370,13 @@ def test_a_worker_with_a_wrong_clock_is_put_on_the_gateways(skew_s: float) -> No
     trusted = abs(skew_s) < 0.25
     assert last is not None
     assert last.measured_at_s == pytest.approx(10.25 - skew_s if trusted else 10.26)
+
+
+def test_a_refused_worker_that_announces_better_facts_waits_without_the_old_reason() -> None:
+    gateway = Gateway(unknown_gpus={"abacus"})
+    gateway.hear(announce(gpu="abacus"))
+    gateway.registry.observed_alive("w")
+    gateway.hear(announce(gpu="h100"))
+    member = gateway.registry.get("w")
+    assert member is not None
+    assert (member.state, member.reason) == (MemberState.WAITING, None)
