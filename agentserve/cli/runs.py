@@ -112,7 +112,10 @@ async def _from_redis(url: str, cluster: str, run_id: str) -> tuple[Any, Any]:
 
 def replay(
     trace_file: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file in any of the known formats")],
-    speed: Annotated[float, typer.Option(help="Compress arrivals, tool times and SLOs by this", min=0.01)] = 1.0,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="Compress the load's times by this [default: the instances' own speed]", min=0.01),
+    ] = None,
     slo: Annotated[str | None, typer.Option(help="The same SLO for every run, such as 30s")] = None,
     slo_scale: Annotated[float, typer.Option(help="Without --slo: this times the run's solo time", min=0.1)] = 2.0,
     arrivals: Annotated[Path | None, typer.Option(help="Take arrival times from another trace")] = None,
@@ -135,7 +138,10 @@ def replay(
     from agentserve.lab.workloads import WorkloadOptions, load_workload
 
     url = gateway_url(gateway)
-    policy = str(get_json(url, "/v1/cluster")["policy"])
+    cluster = get_json(url, "/v1/cluster")
+    policy = str(cluster["policy"])
+    if speed is None:  # an emulated cluster may run faster than its GPUs: the load must be compressed alike
+        speed = max((float(instance["speed"]) for instance in cluster["instances"]), default=1.0)
     rule = SoloScaleSlo(slo_scale) if slo is None else FixedSlo(duration_s(slo, "--slo"))
     options = WorkloadOptions(
         prompt_scale=prompt_scale,
