@@ -151,7 +151,9 @@ async def _replay(
             slo=SoloScaleSlo(SLO_SCALE),
             model=cluster.fleet.model,
             seed=seed,
-            on_progress=lambda done: progress.update(task, completed=done.runs_done),
+            on_progress=lambda done: progress.update(
+                task, completed=done.runs_done, description=f"{cluster.policy:<12} {done.runs_attained:>3} in time"
+            ),
         )
 
 

@@ -2,28 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Protocol
-
-
-class PrioritySign(StrEnum):
-    """How an engine reads a request's priority; inside agentserve smaller runs earlier."""
-
-    LOWER_FIRST = "lower_first"
-    HIGHER_FIRST = "higher_first"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """What an engine can do, as found out or declared."""
-
-    engine: str
-    version: str | None = None
-    token_ids_in: bool = False
-    token_ids_out: bool = False
-    priority: PrioritySign = PrioritySign.NONE
-    kv_transfer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from agentserve.engines.adapter import Capabilities, Delta, EngineCall
+from agentserve.engines.adapter import Delta, EngineCall
 from agentserve.engines.bodies import plain_body
 from agentserve.engines.http import EngineHttp
 from agentserve.engines.vllm import stream_deltas
@@ -16,7 +16,6 @@ class OpenAiAdapter:
     def __init__(self, http: EngineHttp, *, health_path: str = "/v1/models") -> None:
         self._http = http
         self._health_path = health_path
-        self.capabilities = Capabilities(engine="openai")
 
     def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Serve a call from its beginning."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from agentserve.engines.adapter import Capabilities, Delta, EngineCall, PrioritySign
+from agentserve.engines.adapter import Delta, EngineCall
 from agentserve.engines.bodies import attempt_path, prefill_body, vllm_body
 from agentserve.engines.chunks import parse_chunk
 from agentserve.engines.http import EngineHttp, EngineRefused, EngineUnreachable
@@ -18,13 +18,6 @@ class VllmAdapter:
     def __init__(self, http: EngineHttp, *, supports_priority: bool = False) -> None:
         self._http = http
         self._priority = supports_priority
-        self.capabilities = Capabilities(
-            engine="vllm",
-            token_ids_in=True,
-            token_ids_out=True,
-            priority=PrioritySign.LOWER_FIRST if supports_priority else PrioritySign.NONE,
-            kv_transfer=True,
-        )
 
     def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Serve a call, or the decode leg of a split one."""

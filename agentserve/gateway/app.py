@@ -22,6 +22,7 @@ from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
 from agentserve.orchestrator.request import CHAT, COMPLETIONS
 from agentserve.settings import Settings
+from agentserve.telemetry.metrics import CONTENT_TYPE
 from agentserve.tracker.store import Store
 from scheduler.errors import SchedulerError
 from workflows.errors import WorkflowError
@@ -29,7 +30,6 @@ from workflows.errors import WorkflowError
 logger = logging.getLogger(__name__)
 
 _BEGIN_AGAIN_S = 1.0
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Work = Callable[[], Awaitable[None]]
 """Makes a coroutine that runs until it is cancelled."""
 
@@ -121,7 +121,7 @@ class _Probes:
 
     async def metrics(self, _: Request) -> Response:
         """Prometheus text."""
-        return Response(self._render() if self._render is not None else b"", media_type=METRICS_TYPE)
+        return Response(self._render() if self._render is not None else b"", media_type=CONTENT_TYPE)
 
     async def _problem(self) -> str | None:
         if not self._orchestrator.accepting:

@@ -1,11 +1,8 @@
 """What did a replay measure? Records of calls and runs, where calls ran, and what went wrong; plain JSON both ways."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
-
-import orjson
 
 from agentserve.errors import BadInput
 from agentserve.records import CallRecord, RunRecord, attainment, goodput_per_s, quantile
@@ -108,12 +105,3 @@ def summarise(result: ReplayResult) -> Summary:
         split_calls=sum(call.split for call in result.calls),
         output_tokens_per_s=tokens / span_s if span_s > 0 else None,
     )
-
-
-def save_results(path: Path, results: Sequence[ReplayResult]) -> None:
-    """Write results as JSON; BadInput if the file cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(orjson.dumps([result.to_plain() for result in results]))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror})") from None

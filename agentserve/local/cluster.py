@@ -90,14 +90,6 @@ class LocalCluster:
     ) -> None:
         await self._stop()
 
-    async def use_policy(self, policy: str) -> None:
-        """Restart the gateway under another policy; engines and Redis stay as they are."""
-        self.policy = policy
-        await self.parts["gateway"].stop()
-        self.parts["gateway"] = self._gateway()
-        await self.parts["gateway"].start()
-        await self._all_joined()
-
     async def restart_gateway(self, *, kill: bool = False) -> None:
         """Stop the gateway (at once with `kill`, as a crash would) and start it again on the same port."""
         gateway = self.parts["gateway"]
