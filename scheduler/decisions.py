@@ -58,6 +58,15 @@ class MigrationCause(StrEnum):
     LOST = "lost"
 
 
+class MoveBy(StrEnum):
+    """How a running call gets to its target."""
+
+    REPLAY = "replay"
+    """The target prefills prompt and emitted tokens again."""
+    KV = "kv"
+    """The source runs one more token behind its own prefix cache and hands the KV over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
     """Send the call to its instances. `attempt` counts from 1; a smaller `priority` runs earlier (vLLM's sign)."""
@@ -87,7 +96,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migrate:
-    """Stop the running call at `source` and go on at `target` from the tokens emitted so far (token replay)."""
+    """Stop the running call at `source` and go on at `target` from the tokens emitted so far."""
 
     cause_id: str
     request_id: str
@@ -99,6 +108,7 @@ class Migrate:
     predicted_gain_s: float
     predicted_cost_s: float
     reason: Explanation
+    by: MoveBy = MoveBy.REPLAY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

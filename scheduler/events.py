@@ -34,6 +34,8 @@ class InstanceSpec:
     max_batched_tokens: int
     kv_bytes_per_token: int
     kv_link_bytes_per_s: float | None = None
+    kv_group: str | None = None
+    """KV passes between instances of the same group only: same model, layout and transfer dialect."""
     speed: float = 1.0
     supports_priority: bool = False
     supports_replay: bool = False

@@ -1,8 +1,10 @@
-"""What the gateway asks of any engine: a Protocol of five methods, and the values that pass through it."""
+"""What the gateway asks of any engine: a Protocol of a few methods, and the values that pass through it."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from agentserve.engines.capabilities import Capabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +25,8 @@ class EngineCall:
     """Of a replay: how many tokens are left to make; None: as many as fit."""
     min_tokens: int | None = None
     """Of a replay: how many of them must come before the engine may stop."""
-    kv_transfer_params: Mapping[str, Any] | None = None
+    handoff: Mapping[str, Any] | None = None
+    """Of a leg of a split call: what lets the two legs meet, in the engines' own dialect; opaque to us."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Extra request headers: traceparent."""
 
@@ -48,12 +51,25 @@ class Delta:
 class EngineAdapter(Protocol):
     """One engine instance. Every method raises EngineFailed; closing the iterator aborts the call on the engine."""
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine offers."""
+        ...
+
     def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
-        """Serve a call (or, with kv_transfer_params, the decode leg of a split one), piece by piece."""
+        """Serve a call (or, with `handoff`, the decode leg of a split one), piece by piece."""
+        ...
+
+    def rendezvous(self) -> Mapping[str, Any] | None:
+        """A new handoff, where both legs are sent at once with it; None: the prefill leg's answer is the handoff."""
         ...
 
     async def prefill(self, call: EngineCall) -> Mapping[str, Any]:
-        """Run the prefill leg of a split call; returns the kv_transfer_params that its decode leg needs."""
+        """Run the prefill leg of a split call; returns the handoff that its decode leg needs."""
+        ...
+
+    async def release(self, handoff: Mapping[str, Any]) -> None:
+        """Have the prefill instance free the KV of a handoff that nobody will take; best effort, never raises."""
         ...
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str | None:

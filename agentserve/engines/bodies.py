@@ -43,8 +43,8 @@ def vllm_body(call: EngineCall, *, priority: bool) -> dict[str, Any]:
     body["request_id"] = call.request_id
     if priority:
         body["priority"] = call.priority
-    if call.kv_transfer_params is not None:
-        body["kv_transfer_params"] = call.kv_transfer_params
+    if call.handoff is not None:
+        body["kv_transfer_params"] = call.handoff
     return body
 
 

@@ -1,15 +1,33 @@
 """How is a call served by vLLM, or by the emulator that speaks the same? Token ids out and in, priority, P/D legs."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
-from typing import Any
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any, Final
 
 from agentserve.engines.adapter import Delta, EngineCall
-from agentserve.engines.bodies import attempt_path, prefill_body, vllm_body
+from agentserve.engines.bodies import COMPLETIONS, attempt_path, prefill_body, vllm_body
+from agentserve.engines.capabilities import Capabilities, KvDialect, PrioritySign
 from agentserve.engines.chunks import parse_chunk
 from agentserve.engines.http import EngineHttp, EngineRefused, EngineUnreachable
+from agentserve.engines.metric_names import VLLM_METRICS
 from agentserve.engines.sse import DONE
 from agentserve.errors import EngineFailed
+
+_NO_MODEL: Final = "agentserve-release"
+VLLM: Final = Capabilities(
+    engine="vllm",
+    tokens_in=True,
+    tokens_out=True,
+    priority=PrioritySign.LOWER_FIRST,
+    kv_dialect=KvDialect.NIXL_PULL,
+    abort="close the connection",
+    metrics=VLLM_METRICS,
+    reports_cached_tokens=True,
+    detokenizes=True,
+    guided_decoding=True,
+)
+"""With `--scheduling-policy priority`, a NIXL connector and `--enable-prompt-tokens-details`; a probe tells without."""
 
 
 class VllmAdapter:
@@ -18,6 +36,11 @@ class VllmAdapter:
     def __init__(self, http: EngineHttp, *, supports_priority: bool = False) -> None:
         self._http = http
         self._priority = supports_priority
+        self.capabilities = VLLM if supports_priority else replace(VLLM, priority=None)
+
+    def rendezvous(self) -> None:
+        """None: the decode leg pulls from where the prefill leg's answer says."""
+        return
 
     def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """Serve a call, or the decode leg of a split one."""
@@ -32,6 +55,15 @@ class VllmAdapter:
         if not isinstance(params, dict):
             raise EngineFailed(f"{self._http.url}: the prefill leg gave no kv_transfer_params")
         return params
+
+    async def release(self, handoff: Mapping[str, Any]) -> None:
+        """Send a decode leg that this engine refuses: vLLM then has the prefill side free what was kept for it.
+
+        The refusal must come from the serving layer, behind the body's validation; an unknown model does.
+        """
+        body = {"model": _NO_MODEL, "prompt": [1], "max_tokens": 1, "kv_transfer_params": handoff}
+        with suppress(EngineFailed):
+            await self._http.json(COMPLETIONS, body, {})
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str | None:
         """The text of some token ids, as `/detokenize` gives it; None if this server has no such route."""

@@ -66,7 +66,7 @@ async def _leg(driver: "Orchestrator", live: LiveCall, attempt: Attempt) -> Agen
         call = live.engine_call(attempt, f"{live.request_id}-{driver.next_id()}", headers)
         if attempt.prefill != attempt.decode:
             params = await driver.adapter(attempt.prefill).prefill(call)
-            call = replace(call, kv_transfer_params=params)
+            call = replace(call, handoff=params)
             driver.diary.of_call(live, Kind.CALL_PREFILLED, instance=attempt.prefill)
             driver.feed(events.PrefillFinished(event_id=driver.next_id(), request_id=live.request_id))
         live.active = attempt.decode

@@ -51,6 +51,9 @@ class Announce(Message):
     max_batched_tokens: int = Field(gt=0)
     kv_bytes_per_token: int = Field(gt=0)
     kv_link_bytes_per_s: float | None = Field(None, gt=0)
+    kv_group: str | None = Field(None, max_length=256)
+    kv_address: str | None = Field(None, max_length=256)
+    """Where decode legs meet its prefill legs, `host:port`, in dialects that name it beforehand (SGLang)."""
     speed: float = Field(1.0, gt=0)
     supports_priority: bool = False
     supports_replay: bool = False
@@ -59,7 +62,7 @@ class Announce(Message):
         """The same facts as the scheduler takes them; the worker id is the instance id."""
         return InstanceSpec(
             instance_id=self.worker_id,
-            **self.model_dump(exclude={"worker_id", "boot_id", "engine_url", "engine", "engine_version"}),
+            **self.model_dump(exclude={"worker_id", "boot_id", "engine_url", "engine", "engine_version", "kv_address"}),
         )
 
 

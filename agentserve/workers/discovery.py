@@ -96,6 +96,8 @@ async def discover(config: EngineConfig, client: httpx.AsyncClient, boot_id: str
             "kv-bytes-per-token", config, config.kv_bytes_per_token or (profile.kv_bytes_per_token if profile else None)
         ),
         kv_link_bytes_per_s=_kv_link(config, profile) if kv_transfer else None,
+        kv_group=None,
+        kv_address=None,
         speed=config.speed,
         supports_priority=priority,
         supports_replay=replay,
