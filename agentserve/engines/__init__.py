@@ -1,5 +1,7 @@
 """How does the gateway speak to an engine? One adapter per kind of engine, opened by name."""
 
+import httpx
+
 from agentserve.engines.adapter import EngineAdapter
 from agentserve.engines.http import EngineHttp, Limits
 from agentserve.engines.openai import OpenAiAdapter
@@ -11,10 +13,18 @@ PLAIN = ("openai", "llamacpp", "transformers")
 
 
 def open_adapter(
-    engine: str, url: str, *, supports_priority: bool = False, limits: Limits | None = None
+    engine: str,
+    url: str,
+    *,
+    supports_priority: bool = False,
+    limits: Limits | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
 ) -> EngineAdapter:
-    """An adapter for the engine at `url`, with a connection pool of its own; BadInput for an unknown kind."""
-    http = EngineHttp(url, limits or Limits())
+    """An adapter for the engine at `url`, with a connection pool of its own; BadInput for an unknown kind.
+
+    `transport`: carries its requests in place of that pool.
+    """
+    http = EngineHttp(url, limits or Limits(), transport)
     if engine in VLLM_LIKE:
         return VllmAdapter(http, supports_priority=supports_priority)
     if engine in PLAIN:
