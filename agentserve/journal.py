@@ -27,7 +27,7 @@ class Kind(StrEnum):
     CALL_FIRST_TOKEN = "call.first_token"  # noqa: S105  # a token of text, no secret
     """instance, cached_tokens: of each attempt"""
     CALL_MIGRATED = "call.migrated"
-    """source, target, cause, replayed_tokens: the stream goes on at the target"""
+    """source, target, cause, by (replay or kv), replayed_tokens: the stream goes on at the target"""
     CALL_MIGRATION_REFUSED = "call.migration_refused"
     """reason"""
     CALL_ATTEMPT_FAILED = "call.attempt_failed"

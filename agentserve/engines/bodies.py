@@ -88,6 +88,9 @@ def _replay(call: EngineCall) -> dict[str, Any]:
     body["prompt"] = call.replay_ids
     # An explicit null means "up to the context's end"; left out, completions would stop after 16 tokens.
     body["max_tokens"] = call.max_tokens
+    if isinstance(seed := source.get("seed"), int):
+        # The engine's generator begins anew: with the same seed it would draw the numbers again that it drew before.
+        body["seed"] = (seed + len(call.replay_ids or ())) % 2**31
     if call.min_tokens:
         body["min_tokens"] = call.min_tokens
     return body

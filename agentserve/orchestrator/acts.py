@@ -7,7 +7,7 @@ from agentserve.engines.http import EngineRefused
 from agentserve.errors import AgentServeError
 from agentserve.journal import Kind
 from agentserve.orchestrator.call import Attempt, CallFailed, LiveCall
-from scheduler.decisions import Cancel, Decision, Dispatch, Hold, Migrate, Refusal, Reject, WakeAt
+from scheduler.decisions import Cancel, Decision, Dispatch, Hold, Migrate, MoveBy, Refusal, Reject, WakeAt
 from scheduler.events import MigrationRefused
 from scheduler.wire import to_plain
 
@@ -84,10 +84,11 @@ class Acts:
         live.assign(
             Attempt(
                 number=decision.attempt,
-                prefill=decision.target,
+                prefill=decision.source if decision.by is MoveBy.KV else decision.target,
                 decode=decision.target,
                 priority=decision.priority,
                 cause=str(decision.cause),
+                by=str(decision.by),
             )
         )
         if live.leg is not None:

@@ -39,6 +39,13 @@ class Attempt:
     priority: int
     cause: str | None = None
     """Why the call moved here; None for a first attempt."""
+    by: str | None = None
+    """How a running call moves: replay or kv."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether one instance prefills and another decodes."""
+        return self.prefill != self.decode
 
 
 class LiveCall:
@@ -54,8 +61,8 @@ class LiveCall:
         """The instance of the first attempt: None until it was dispatched."""
         self.served_by: str | None = None
         """The instance whose tokens came last."""
-        self.active: str | None = None
-        """The instance that the present leg runs on."""
+        self.runs_on: tuple[str, ...] = ()
+        """The instances that the present leg needs; a failure is laid to the last."""
         self.migrations = 0
         self.split = False
         self.leg: asyncio.Task[AgentServeError | None] | None = None
@@ -120,7 +127,7 @@ class LiveCall:
         self._next = attempt
         if self.first_instance is None:
             self.first_instance = attempt.decode
-        self.split = self.split or attempt.prefill != attempt.decode
+        self.split = self.split or (attempt.is_split and attempt.by is None)
         self._assigned.set()
 
     async def next_attempt(self) -> Attempt:
@@ -132,7 +139,7 @@ class LiveCall:
         self._awaits_first_token = True
         self.broken = None
         self.is_failing = False
-        self.active = attempt.prefill
+        self.runs_on = (attempt.prefill,)
         return attempt
 
     @property

@@ -8,7 +8,8 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Self
 
 from agentserve.engines import open_adapter
@@ -17,10 +18,11 @@ from agentserve.engines.http import EngineUnreachable, Limits
 from agentserve.errors import AgentServeError, TooLarge, Unavailable
 from agentserve.journal import Kind, Sink
 from agentserve.orchestrator.acts import Acts
-from agentserve.orchestrator.call import CallFailed, LiveCall
+from agentserve.orchestrator.call import Attempt, CallFailed, LiveCall
 from agentserve.orchestrator.diary import Diary
 from agentserve.orchestrator.eventlog import EventLog
-from agentserve.orchestrator.instances import AdapterFactory, Instance
+from agentserve.orchestrator.instances import AdapterFactory, Instance, gate_for
+from agentserve.orchestrator.legs import release
 from agentserve.orchestrator.prompts import PromptSizer
 from agentserve.orchestrator.request import CallRequest, migration_refusal
 from agentserve.orchestrator.serving import serve_call
@@ -112,7 +114,8 @@ class Orchestrator:
         if known is not None and not same_engine:
             self._close_soon(known.adapter)
         # Put in place before decisions that name it are carried out by the calls' tasks, which run later.
-        self.instances[spec.instance_id] = Instance(spec, url, engine, adapter)
+        gate = known.gate if known is not None and same_engine and known.spec == spec else gate_for(spec)
+        self.instances[spec.instance_id] = Instance(spec, url, engine, adapter, gate)
         self._pump()
 
     def reported(self, instance_id: str, measured_at_s: float, **figures: Any) -> None:
@@ -142,7 +145,8 @@ class Orchestrator:
         instance.state, instance.reason, instance.reported = "lost", reason, {}
         self.feed(events.InstanceLost(event_id=self.next_id(), instance_id=instance_id, reason=reason))
         for live in tuple(self.calls.values()):
-            if live.active == instance_id and live.leg is not None and not live.leg.done():
+            if instance_id in live.runs_on and live.leg is not None and not live.leg.done():
+                live.runs_on = (instance_id,)
                 self._break_leg(live, f"instance {instance_id} is lost: {reason}")
 
     def _break_leg(self, live: LiveCall, why: str) -> None:
@@ -322,6 +326,21 @@ class Orchestrator:
         if instance is None:
             raise EngineUnreachable(f"instance {instance_id} is not known")
         return instance.adapter
+
+    @asynccontextmanager
+    async def seat(self, attempt: Attempt) -> AsyncIterator[None]:
+        """Hold an attempt back until its turn, where the engine that decodes it knows no priorities."""
+        instance = self.instances.get(attempt.decode)
+        if instance is None or instance.gate is None:
+            yield
+            return
+        async with instance.gate.seat(attempt.priority):
+            yield
+
+    def release_soon(self, attempt: Attempt, handoff: Mapping[str, Any]) -> None:
+        """Have the KV freed that a prefill leg left for nobody; what comes of it is not waited for."""
+        if not self._stopping.is_set():
+            self._tasks.create_task(release(self, attempt, handoff))
 
     def _open_adapter(self, spec: events.InstanceSpec, url: str, engine: str) -> EngineAdapter:
         return open_adapter(engine, url, supports_priority=spec.supports_priority, limits=self._limits)

@@ -5,10 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentserve.engines.adapter import EngineAdapter
+from agentserve.orchestrator.gate import Gate
 from scheduler.events import InstanceSpec
 
 AdapterFactory = Callable[[InstanceSpec, str, str], EngineAdapter]
 """Makes an adapter from (spec, url, engine)."""
+
+
+def gate_for(spec: InstanceSpec) -> Gate | None:
+    """A gate for an engine without priorities, as wide as its batch; None for one that orders calls itself."""
+    return None if spec.supports_priority else Gate(spec.max_num_seqs)
 
 
 @dataclass(slots=True)
@@ -19,6 +25,8 @@ class Instance:
     url: str
     engine: str
     adapter: EngineAdapter
+    gate: Gate | None = None
+    """Keeps the order of calls where the engine does not."""
     state: str = "online"
     reason: str | None = None
     reported: dict[str, Any] = field(default_factory=dict)
@@ -42,5 +50,6 @@ class Instance:
             "url": self.url,
             "speed": spec.speed,
             "kv_capacity_tokens": spec.kv_capacity_tokens,
+            "held_back": self.gate.waiting if self.gate is not None else 0,
             "reported": self.reported or None,
         }

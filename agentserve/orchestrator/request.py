@@ -105,8 +105,6 @@ def migration_refusal(path: str, body: Mapping[str, Any]) -> str | None:
         return "tools: their calls are parsed in the engine"
     if body.get("frequency_penalty") or body.get("presence_penalty"):
         return "penalties count tokens since the engine's own start"
-    if body.get("seed") is not None and body.get("temperature") != 0:
-        return "seeded sampling restarts at a cut"
     if body.get("echo"):
         return "echo"
     return _prompt_refusal(path, body)

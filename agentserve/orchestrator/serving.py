@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agentserve.engines.adapter import Delta
@@ -11,6 +10,7 @@ from agentserve.engines.http import EngineUnreachable
 from agentserve.errors import AgentServeError
 from agentserve.journal import Kind
 from agentserve.orchestrator.call import Attempt, CallFailed, LiveCall
+from agentserve.orchestrator.legs import attempt_deltas
 from scheduler import events
 
 if TYPE_CHECKING:
@@ -62,18 +62,13 @@ async def _leg(driver: "Orchestrator", live: LiveCall, attempt: Attempt) -> Agen
     if driver.traceparent is not None and (parent := driver.traceparent(live.request_id)):
         headers["traceparent"] = parent
     try:
-        await _end_on_a_character(driver, live, attempt)
-        call = live.engine_call(attempt, f"{live.request_id}-{driver.next_id()}", headers)
-        if attempt.prefill != attempt.decode:
-            params = await driver.adapter(attempt.prefill).prefill(call)
-            call = replace(call, handoff=params)
-            driver.diary.of_call(live, Kind.CALL_PREFILLED, instance=attempt.prefill)
-            driver.feed(events.PrefillFinished(event_id=driver.next_id(), request_id=live.request_id))
-        live.active = attempt.decode
-        async with aclosing(driver.adapter(attempt.decode).stream(call)) as deltas:
-            async for delta in deltas:
-                if _take(driver, live, attempt, delta):
-                    return None
+        async with driver.seat(attempt):
+            await _end_on_a_character(driver, live, attempt)
+            call = live.engine_call(attempt, f"{live.request_id}-{driver.next_id()}", headers)
+            async with aclosing(attempt_deltas(driver, live, attempt, call)) as deltas:
+                async for delta in deltas:
+                    if _take(driver, live, attempt, delta):
+                        return None
     except AgentServeError as failure:
         # A stream that breaks behind its finish lacks only usage, which is known here as well.
         return None if live.stream.finish_reason is not None and live.stream.owned else failure
@@ -118,14 +113,15 @@ def _first_token(driver: "Orchestrator", live: LiveCall, attempt: Attempt) -> No
             source=live.served_by,
             target=attempt.decode,
             cause=attempt.cause,
-            replayed_tokens=live.stream.replayed_tokens,
+            by=attempt.by or "replay",
+            replayed_tokens=0 if attempt.by == "kv" else live.stream.replayed_tokens,
         )
     live.served_by = attempt.decode
     driver.feed(events.FirstToken(event_id=driver.next_id(), request_id=live.request_id, cached_tokens=cached))
 
 
 async def _attempt_failed(driver: "Orchestrator", live: LiveCall, failure: AgentServeError) -> None:
-    instance_id = live.active or ""
+    instance_id = live.runs_on[-1] if live.runs_on else ""
     live.is_failing, live.last_failure = True, failure
     output_tokens = live.stream.output_tokens
     driver.diary.of_call(
@@ -135,8 +131,11 @@ async def _attempt_failed(driver: "Orchestrator", live: LiveCall, failure: Agent
         error=failure.record,
         output_tokens=output_tokens,
     )
-    if isinstance(failure, EngineUnreachable) and live.broken is None:
-        await _check(driver, instance_id, failure.record)
+    if live.broken is None:
+        # A decode leg may have failed because the engine that it pulls from is gone: then both are asked.
+        suspects = live.runs_on if len(live.runs_on) > 1 or isinstance(failure, EngineUnreachable) else ()
+        for suspect in suspects:
+            await _check(driver, suspect, failure.record)
     live.stream.cut()
     can_go_on = _restart_if_needed(live)
     driver.feed(

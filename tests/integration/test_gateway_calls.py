@@ -122,7 +122,7 @@ async def test_a_stream_goes_on_elsewhere_when_its_engine_is_killed() -> None:
 
 async def test_a_call_that_cannot_move_ends_with_an_error_event_when_its_engine_is_killed() -> None:
     async with engine_process(SLOW) as engine, gateway(SLOW, scheduler=ForcedScheduler(), urls=[engine.url]) as gate:
-        call = asyncio.create_task(gate.chat("[[reply tokens=300]]", stream=True, seed=1))
+        call = asyncio.create_task(gate.chat("[[reply tokens=300]]", stream=True, logprobs=True))
         await until(lambda: any(live.stream.has_released for live in gate.orchestrator.calls.values()))
         await engine.kill()
         last = chunks((await call).text)[-1]
@@ -131,7 +131,7 @@ async def test_a_call_that_cannot_move_ends_with_an_error_event_when_its_engine_
 
 async def test_a_call_that_cannot_move_begins_anew_if_nothing_was_shown() -> None:
     async with engine_process(SLOW) as engine, gateway(SLOW, scheduler=ForcedScheduler(), urls=[engine.url]) as gate:
-        call = asyncio.create_task(gate.chat("[[reply tokens=200]]", seed=1))
+        call = asyncio.create_task(gate.chat("[[reply tokens=200]]", logprobs=True))
         await until(lambda: any(live.stream.output_tokens > 5 for live in gate.orchestrator.calls.values()))
         await engine.kill()
         answer = await call

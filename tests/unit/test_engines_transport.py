@@ -173,6 +173,8 @@ def test_bodies_of_first_replay_and_prefill_attempts() -> None:
         "prompt": (1, 2), "max_tokens": None, "min_tokens": 1, "top_p": 0.5,
     }  # fmt: skip
     assert not {"messages", "tools"} & set(again)
+    seeded = EngineCall(path=call.path, body={**body, "seed": 5}, request_id="r", replay_ids=(1, 2))
+    assert vllm_body(seeded, priority=False)["seed"] == 7  # with 5 the engine would repeat its first draws
     prefill = prefill_body(call, priority=False)
     assert (prefill["stream"], prefill["max_tokens"], prefill["max_completion_tokens"]) == (False, 1, 1)
     assert prefill["kv_transfer_params"]["do_remote_decode"] is True
