@@ -60,6 +60,8 @@ class EstimateConfig:
     """Part of an observed time to first token that is neither queue nor prefill (HTTP, relay)."""
     black_box_alpha: float = 0.2
     """EMA weight of GoodServe's q, p and d."""
+    pair_retry_s: float = 60.0
+    """How long no split is formed of two instances between which KV did not pass, while there is another way."""
 
     def __post_init__(self) -> None:
         _check(
@@ -73,6 +75,7 @@ class EstimateConfig:
             window_tokens=(1, 1_000_000),
             overhead_s=(0.0, 10.0),
             black_box_alpha=(0.001, 1.0),
+            pair_retry_s=(0.0, 86400.0),
         )
 
 
@@ -96,6 +99,8 @@ class MigrationConfig:
     """A call on a draining instance moves when it is expected to run longer than this there."""
     checks_per_wake: int = 32
     """Calls weighed for a move at one Woke, the most urgent first."""
+    kv_moves: bool = False
+    """Weigh a move of the KV against replay of the tokens, for targets to which the source can hand it."""
 
     def __post_init__(self) -> None:
         _check(

@@ -160,6 +160,8 @@ class Scheduler:
         if call is None or event.instance_id not in _seats(call):
             return []
         check_output(event.request_id, event.output_tokens)
+        if event.retryable:
+            self._state.doubt_pair(call, event.instance_id)
         self._state.fail(call, event.instance_id, event.output_tokens)
         why = f"attempt {call.attempt} failed on {event.instance_id}: {event.error}"
         if not event.retryable:
@@ -291,6 +293,7 @@ class Scheduler:
             predicted_gain_s=move.gain_s,
             predicted_cost_s=move.cost_s,
             reason=move.placement.reason,
+            by=move.by,
         )
 
     def _ask_to_wake(self, cause_id: str, now_s: float, decisions: list[Decision]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scheduler.config import EstimateConfig
 from scheduler.events import InstanceReported, InstanceSpec
+from scheduler.pairs import BrokenPairs
 from scheduler.prefix import PrefixIndex
 from scheduler.profiles.profile import GpuProfile
 from scheduler.quantities import DERIVED, FLAGS, INPUTS, NEVER_S, TABLE, derive, facts
@@ -126,11 +127,13 @@ class Pool:
         self.mean_prompt_tokens = 1024.0
         self.last_placed: str | None = None
         """Where the last call went: whose turn comes next."""
-        self.has_links = False
-        """Whether any two instances can hand KV to each other."""
+        self.kv_groups: tuple[Bools, ...] = ()
+        """The linked instances of every KV group that has two or more: only these can hand KV to each other."""
+        self.broken = BrokenPairs()
         self._bits: dict[str, int] = {}
         self.bits = np.zeros(0, dtype=np.intp)
         self.gpu_code = np.zeros(0, dtype=np.intp)
+        self.kv_code = np.zeros(0, dtype=np.intp)
         self.mixed = np.zeros(0, dtype=bool)
         """Open instances that serve both phases."""
         self.mixed_count = 0
@@ -168,6 +171,7 @@ class Pool:
         """Remove an instance and all that was known of it."""
         row = self.row[instance_id]
         self.prefixes.drop_instance(instance_id)
+        self.broken.forget(instance_id)
         for table in (self.specs, self.residents, self._bits):
             del table[instance_id]
         self.reports.pop(instance_id, None)
@@ -196,7 +200,9 @@ class Pool:
     def _membership(self) -> None:
         self.mixed = self.is_open & self.can_prefill & self.can_decode
         self.mixed_count = int(np.count_nonzero(self.mixed))
-        self.has_links = int(np.count_nonzero(self.link)) > 1
+        linked = self.link > 0.0
+        groups = (linked & (self.kv_code == code) for code in np.unique(self.kv_code[linked]))
+        self.kv_groups = tuple(members for members in groups if np.count_nonzero(members) > 1)
         self.least_capacity = float(self.kv_capacity.min()) if self.ids else 0.0
         self.least_batched = float(self.max_batched.min()) if self.ids else 0.0
         self.relative_capability = self.capability / (self.capability.min() if self.ids else 1.0)
@@ -208,6 +214,10 @@ class Pool:
         self.bits = np.array([self._bits[name] for name in ids], dtype=np.intp)
         gpus = sorted({spec.gpu for spec in self.specs.values()})
         self.gpu_code = np.array([gpus.index(self.specs[name].gpu) for name in ids], dtype=np.intp)
+        codes: dict[str | None, int] = {}
+        self.kv_code = np.array(
+            [codes.setdefault(self.specs[name].kv_group, len(codes)) for name in ids], dtype=np.intp
+        )
 
     # Load
 
@@ -288,6 +298,8 @@ class Pool:
         """Bring the derived quantities up to date; load that only a stale report knew of is forgotten."""
         if now_s > self._stale_at_s:
             self._forget_stale(now_s)
+        if self.broken:
+            self.broken.expire(now_s)
         if not self._dirty:
             return
         if len(self._dirty) > _REFRESH_ROWS:

@@ -1,9 +1,9 @@
 """Is it worth to move this running call, and where to? Gain against cost, with hysteresis and caps.
 
-A move replays tokens: the target prefills prompt and output so far, less what its prefix cache holds.
+A call goes on at its target by replay of its tokens, or by a move of its KV if that is allowed and costs less.
 
-    stay = remaining · step at the source          go = queue + seat + prefill + decode at the target
-    gain = stay - go                               cost = queue + seat + prefill
+    stay = remaining · step at the source          go = cost + decode at the target
+    gain = stay - go                               cost: of the cheaper way (handover.py)
 
 It pays when gain ≥ max(min_gain_s, min_gain_share · stay), gain exceeds the delay caused to the target's residents, and
 the chance to meet the latest deadline grows by min_chance_gain. Off a draining instance it pays when the call would
@@ -13,9 +13,10 @@ stay longer than drain_patience_s. Either way the target needs room in its KV ca
 from scheduler.call import Call, CallState
 from scheduler.config import MigrationConfig
 from scheduler.decisions import Candidate, Explanation, MigrationCause
-from scheduler.estimate import Bools, Floats, Pool
+from scheduler.estimate import Bools, Pool
+from scheduler.handover import Ways, ways
 from scheduler.latency import Demand, Terms, chance_to_fit, predict
-from scheduler.placement import Move, Placement, demand_of, fits, harms
+from scheduler.placement import Move, Placement, demand_of, fits
 from scheduler.risk import Outlook, chance_to_stay, outlook
 from scheduler.selection import argmin, best_rows
 from scheduler.state import ClusterState
@@ -56,22 +57,20 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
         return None
     demand = demand_of(call)
     terms = predict(pool, demand, now_s)
-    cost_s, go_s = _go(terms)
+    going = ways(call, pool, demand, terms, state.config)
     stay_s = seen.finish_s - now_s
-    prefill_harm, decode_harm = harms(pool, terms, demand, state.config.agentserve)
-    harm_s = prefill_harm + decode_harm
-    gain_s = stay_s - go_s
+    gain_s = stay_s - going.go_s
     sigma = state.config.speed_sigma
     stay_chance = chance_to_stay(call, seen, deadline_s, now_s, sigma)
-    chance = chance_to_fit((deadline_s - now_s - cost_s) / terms.step_s, demand, sigma)
+    chance = chance_to_fit((deadline_s - now_s - going.cost_s) / terms.step_s, demand, sigma)
     pays = targets(pool, call, demand)
-    pays &= (gain_s >= max(limits.min_gain_s, limits.min_gain_share * stay_s)) & (gain_s > harm_s)
+    pays &= (gain_s >= max(limits.min_gain_s, limits.min_gain_share * stay_s)) & (gain_s > going.harm_s)
     pays &= chance >= stay_chance + limits.min_chance_gain
-    row = argmin(go_s + harm_s, pays)
+    row = argmin(going.go_s + going.harm_s, pays)
     if row is None:
         return None
     rule = f"late: moving raises the chance of the deadline from {stay_chance:.2f} to {float(chance[row]):.2f}"
-    return _move(call, state, policy, priority, MigrationCause.LATE, rule, row, terms, pays, seen, now_s)
+    return _move(call, state, policy, priority, MigrationCause.LATE, rule, row, terms, going, pays, seen, now_s)
 
 
 def evacuate(call: Call, state: ClusterState, policy: str, priority: int, now_s: float) -> Move | None:
@@ -86,25 +85,19 @@ def evacuate(call: Call, state: ClusterState, policy: str, priority: int, now_s:
         return None
     demand = demand_of(call)
     terms = predict(pool, demand, now_s)
-    cost_s, go_s = _go(terms)
-    prefill_harm, decode_harm = harms(pool, terms, demand, state.config.agentserve)
-    pays = targets(pool, call, demand) & (cost_s < stay_s)
-    row = argmin(go_s + prefill_harm + decode_harm, pays)
+    going = ways(call, pool, demand, terms, state.config)
+    pays = targets(pool, call, demand) & (going.cost_s < stay_s)
+    row = argmin(going.go_s + going.harm_s, pays)
     if row is None:
         return None
     rule = f"drain: {stay_s:.2f} s left on a draining instance, {limits.drain_patience_s:.2f} s tolerated"
-    return _move(call, state, policy, priority, MigrationCause.DRAIN, rule, row, terms, pays, seen, now_s)
+    return _move(call, state, policy, priority, MigrationCause.DRAIN, rule, row, terms, going, pays, seen, now_s)
 
 
 def _limited(call: Call, state: ClusterState, limits: MigrationConfig, max_moves: int) -> bool:
     return may_move(
         call, state, max_moves=max_moves, cooldown_s=limits.cooldown_s, max_concurrent=limits.max_concurrent
     )
-
-
-def _go(terms: Terms) -> tuple[Floats, Floats]:
-    cost_s = terms.wait_s + terms.prefill_s
-    return cost_s, cost_s + terms.decode_s
 
 
 def _move(
@@ -116,66 +109,64 @@ def _move(
     rule: str,
     row: int,
     terms: Terms,
+    going: Ways,
     pays: Bools,
     seen: Outlook,
     now_s: float,
 ) -> Move:
     """The answer, with the target first among the candidates, then staying, then the best other targets."""
     pool, demand = state.pool_of(call), demand_of(call)
-    cost_s, go_s = _go(terms)
+    go_s = going.go_s
     rows = [other for other in best_rows(go_s, pays, state.config.explained_candidates) if other != row]
-    told = [target_candidate(call, pool, terms, row, "chosen", now_s), staying_candidate(call, seen)]
+    told = [_target(call, pool, terms, going, row, "chosen", now_s), staying_candidate(call, seen)]
     told += [
-        target_candidate(call, pool, terms, other, f"ends {float(go_s[other] - go_s[row]):+.3f} s", now_s)
+        _target(
+            call, pool, terms, going, other, f"ends {float(go_s[other] - go_s[row]):+.3f} s{going.words(other)}", now_s
+        )
         for other in rows
     ]
     reason = Explanation(
         policy=policy,
-        rule=rule,
+        rule=rule + going.words(row),
         candidates=tuple(told[: state.config.explained_candidates + 1]),
         candidates_total=int(pays.sum()) + 1,
         length=demand.length,
         target_deadline_s=call.target_deadline_s,
         latest_deadline_s=call.latest_deadline_s,
     )
-    return Move(
-        placement=target_placement(pool, terms, row, priority, reason),
-        cause=cause,
-        gain_s=seen.finish_s - now_s - float(go_s[row]),
-        cost_s=float(cost_s[row]),
-    )
-
-
-def target_placement(pool: Pool, terms: Terms, row: int, priority: int, reason: Explanation) -> Placement:
-    """The move's target as a placement (prefill by replay and decode on one instance)."""
-    name = pool.ids[row]
-    return Placement(
-        prefill=name,
-        decode=name,
-        priority=priority if pool.specs[name].supports_priority else 0,
-        cached_tokens=float(terms.cached[row]),
-        queue_s=float(terms.wait_s[row]),
-        prefill_s=float(terms.prefill_s[row]),
-        transfer_s=0.0,
-        decode_s=float(terms.decode_s[row]),
+    placement = Placement(
+        prefill=told[0].prefill_instance,
+        decode=told[0].decode_instance,
+        priority=priority,
+        cached_tokens=float(going.cached[row]),
+        queue_s=told[0].predicted_queue_s,
+        prefill_s=told[0].predicted_prefill_s,
+        transfer_s=told[0].predicted_transfer_s,
+        decode_s=told[0].predicted_decode_s,
         reason=reason,
     )
+    return Move(
+        placement=placement,
+        cause=cause,
+        gain_s=seen.finish_s - now_s - float(go_s[row]),
+        cost_s=float(going.cost_s[row]),
+    )
 
 
-def target_candidate(call: Call, pool: Pool, terms: Terms, row: int, verdict: str, now_s: float) -> Candidate:
-    """One possible target as decision data."""
-    queue_s, prefill_s = float(terms.wait_s[row]), float(terms.prefill_s[row])
-    finish_s = now_s + queue_s + prefill_s + float(terms.decode_s[row])
+def _target(call: Call, pool: Pool, terms: Terms, going: Ways, row: int, verdict: str, now_s: float) -> Candidate:
+    """Going on at a target as decision data: prefilled there by replay, or at the source by KV move."""
+    queue_s, prefill_s, transfer_s = going.queue_s.item(row), going.prefill_s.item(row), going.transfer_s.item(row)
+    finish_s = now_s + queue_s + prefill_s + transfer_s + terms.decode_s.item(row)
     return Candidate(
-        prefill_instance=pool.ids[row],
+        prefill_instance=pool.ids[going.source if going.by_kv[row] else row],
         decode_instance=pool.ids[row],
         predicted_queue_s=queue_s,
         predicted_prefill_s=prefill_s,
-        predicted_transfer_s=0.0,
-        predicted_decode_s=float(terms.decode_s[row]),
+        predicted_transfer_s=transfer_s,
+        predicted_decode_s=terms.decode_s.item(row),
         predicted_finish_s=finish_s,
         slack_s=None if call.target_deadline_s is None else call.target_deadline_s - finish_s,
-        cached_tokens=int(terms.cached[row]),
+        cached_tokens=int(going.cached[row]),
         verdict=verdict,
     )
 

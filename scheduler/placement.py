@@ -7,8 +7,9 @@ Price of a placement, in seconds of somebody's delay:
                 + (d1 + d2·(context + L/2)) · tokens its decode residents put out meanwhile)
     + prefix · p1 · tokens of other prefixes it evicts + kv · (use above 80 %)² / 0.2²
 
-A split pair needs two KV links. Pairs are formed of the few best prefill and the few best decode instances, and only
-if the best of both, with free transfer, would beat the best colocated placement.
+A split pair needs two KV links and one KV group, and no recent failure to pass KV. Pairs are formed of the few best
+prefill and the few best decode instances of each group, and only if the best of both, with free transfer, would beat
+the best colocated placement. A call that nothing else can serve gets a pair that failed rather than none.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 
 from scheduler.call import Call
 from scheduler.config import AgentServeConfig
-from scheduler.decisions import Candidate, Explanation, MigrationCause
+from scheduler.decisions import Candidate, Explanation, MigrationCause, MoveBy
 from scheduler.estimate import Bools, Floats, Pool
 from scheduler.frozen import builder
 from scheduler.latency import Demand, Terms, predict
@@ -45,14 +46,22 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """A policy's answer about a running call: where it is to go on (as a placement there), why, and what it gains."""
+    """A policy's answer about a running call: where it is to go on, why, and what it gains.
+
+    The placement's decode instance is the target; its prefill instance is the target too, or the source by KV move.
+    """
 
     placement: Placement
     cause: MigrationCause
     gain_s: float
     """Predicted finish at the source - predicted finish at the target, cost included."""
     cost_s: float
-    """Part of the time at the target that puts out no token: queue, seat, prefill of what was already computed."""
+    """Time that puts out no token: queue, seat, and replay at the target, or one step at the source and transfer."""
+
+    @property
+    def by(self) -> MoveBy:
+        """A move whose placement is split hands the source's KV over."""
+        return MoveBy.REPLAY if self.placement.prefill == self.placement.decode else MoveBy.KV
 
 
 _new_candidate = builder(Candidate)
@@ -126,13 +135,12 @@ class Options:
         return tuple(told)
 
     def placement(self, option: int, priority: int, reason: Explanation) -> Placement:
-        """One option as a policy's answer; the priority only where the decode engine takes one."""
+        """One option as a policy's answer."""
         prefill, decode = self.pair(option)
-        takes_priority = self.pool.specs[self.pool.ids[decode]].supports_priority
         return _new_placement(
             prefill=self.pool.ids[prefill],
             decode=self.pool.ids[decode],
-            priority=priority if takes_priority else 0,
+            priority=priority,
             cached_tokens=self.cached.item(option),
             queue_s=self.queue_s.item(option),
             prefill_s=self.prefill_s.item(option),
@@ -232,24 +240,43 @@ def harms(pool: Pool, terms: Terms, demand: Demand, prices: AgentServeConfig) ->
 def add_pairs(options: Options, call: Call, demand: Demand, prices: AgentServeConfig, below_s: float) -> None:
     """Append the split pairs of the best few instances, unless even ideal ones would cost `below_s` or more."""
     pool, terms = options.pool, options.terms
-    if not pool.has_links or (call.emitted and options.allowed.any()):
+    if not pool.kv_groups:
         return
-    linked = fits(pool, demand) & (pool.link > 0.0)
+    is_served = bool(options.allowed.any())
+    if call.emitted and is_served:
+        return
+    able = fits(pool, demand) & (pool.link > 0.0)
     if call.emitted:
-        linked &= pool.can_replay
-    prefills, decodes = linked & pool.can_prefill, linked & pool.can_decode
-    if call.failed_on is not None:
-        prefills, decodes = without(pool, prefills, call.failed_on), without(pool, decodes, call.failed_on)
+        able &= pool.can_replay
     first = options.ready_s - terms.seat_s + options.prefill_harm_s
     second = terms.seat_s + terms.decode_s + options.decode_harm_s
-    best_p, best_d = argmin(first, prefills), argmin(second, decodes)
-    margin = prices.split_gain_share if options.allowed.any() else 0.0
-    if best_p is None or best_d is None or float(first[best_p] + second[best_d]) * (1.0 + margin) >= below_s:
-        return
-    count = prices.split_candidates
-    rows = [(p, d) for p in best_rows(first, prefills, count) for d in best_rows(second, decodes, count) if p != d]
-    if rows:
-        _append(options, demand, [p for p, _ in rows], [d for _, d in rows], margin)
+    margin = prices.split_gain_share if is_served else 0.0
+    below_s, count = below_s / (1.0 + margin), prices.split_candidates
+    last_resorts = () if is_served else ((call.failed_on, False), (None, False))
+    for avoid, shuns_broken in ((call.failed_on, True), *last_resorts):
+        rows = _pairs(pool, able, avoid, first, second, below_s, count)
+        if shuns_broken and pool.broken:
+            rows = [(p, d) for p, d in rows if (pool.ids[p], pool.ids[d]) not in pool.broken]
+        if rows:
+            _append(options, demand, [p for p, _ in rows], [d for _, d in rows], margin)
+            return
+
+
+def _pairs(
+    pool: Pool, able: Bools, avoid: str | None, first: Floats, second: Floats, below_s: float, count: int
+) -> list[tuple[int, int]]:
+    """Rows of the best few prefill and decode instances of each KV group, if the best of both cost less than that."""
+    prefills, decodes = able & pool.can_prefill, able & pool.can_decode
+    if avoid is not None:
+        prefills, decodes = without(pool, prefills, avoid), without(pool, decodes, avoid)
+    pairs: list[tuple[int, int]] = []
+    for members in pool.kv_groups:
+        p, d = prefills & members, decodes & members
+        best_p, best_d = argmin(first, p), argmin(second, d)
+        if best_p is not None and best_d is not None and float(first[best_p] + second[best_d]) < below_s:
+            rows = best_rows(second, d, count)
+            pairs += [(row, other) for row in best_rows(first, p, count) for other in rows if row != other]
+    return pairs
 
 
 def _append(options: Options, demand: Demand, prefills: list[int], decodes: list[int], margin: float) -> None:

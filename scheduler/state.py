@@ -166,7 +166,9 @@ class ClusterState:
         if seat is None or not seat.is_queued:
             return
         pool = self.pool_of(call)
-        if seat.predicted_queue_s <= _IDLE_QUEUE_SHARE * seat.predicted_prefill_s:
+        # The one step before a KV move waits for its stream to be stopped: it tells nothing of prefill speed.
+        is_step = call.state is CallState.MOVING
+        if not is_step and seat.predicted_queue_s <= _IDLE_QUEUE_SHARE * seat.predicted_prefill_s:
             self._observe_prefill(call, pool, seat)
         self._leave_queue(call, pool, seat)
 
@@ -176,16 +178,20 @@ class ClusterState:
         if seat is None or seat.first_token_s is not None:
             return
         pool = self.pool_of(call)
+        if seat.is_split:
+            pool.broken.clear(seat.prefill, seat.decode)
+        is_kv_move = call.state is CallState.MOVING and seat.is_split
         if call.state is CallState.MOVING:
             self._end_move(call)
         call.state = CallState.RUNNING
         call.next_check_s = self.now_s + self.config.risk_period_s
         seat.first_token_s = seat.window_from_s = self.now_s
-        if cached_tokens is not None and seat.prefill in pool.row:
+        if cached_tokens is not None and seat.prefill in pool.row and not is_kv_move:
             pool.observe_cached(pool.row[seat.prefill], seat.cached_tokens, float(cached_tokens))
             seat.cached_tokens = float(cached_tokens)
         if seat.is_queued:
-            self._observe_first_token(call, pool, seat)
+            if not is_kv_move:
+                self._observe_first_token(call, pool, seat)
             self._leave_queue(call, pool, seat)
         if seat.is_bound:
             pool.start(pool.row[seat.decode])
@@ -250,6 +256,14 @@ class ClusterState:
             self._bind(call, pool, seat)
             pool.start(pool.row[seat.decode])
             seat.window_from_s, seat.window_tokens, seat.window_profile_s = self.now_s, 0, 0.0
+
+    def doubt_pair(self, call: Call, instance_id: str) -> None:
+        """The present attempt broke there: if that is a decode leg whose prefill had ended, KV did not pass."""
+        seat, pool = call.seat, self.pool_of(call)
+        if seat is None or not seat.is_split or seat.decode != instance_id or seat.first_token_s is not None:
+            return
+        if not seat.is_queued and {seat.prefill, seat.decode} <= pool.row.keys():
+            pool.broken.note(seat.prefill, seat.decode, self.now_s + self.config.estimate.pair_retry_s)
 
     def fail(self, call: Call, instance_id: str, output_tokens: int) -> None:
         """The present attempt broke; the call is nowhere."""

@@ -1,7 +1,8 @@
 """How do events and decisions look as plain JSON, and does a recorded log replay to the same decisions?
 
 Every value is a dict with a `type` key and the dataclass's own field names; floats survive JSON exactly. A log is a
-header line {"policy", "config", "seed"} and one line {"now_s", "event", "decisions"} per handled event.
+header line {"policy", "config", "seed"} (and "profiles", if users brought their own), and one line
+{"now_s", "event", "decisions"} per handled event.
 """
 
 import json
@@ -16,6 +17,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.decisions import Decision
 from scheduler.errors import InvalidConfig, InvalidEvent
 from scheduler.events import Event
+from scheduler.profiles.book import ProfileBook, book_from_plain
 
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(events.Event)}
 _DECISIONS: dict[str, type] = {kind.__name__: kind for kind in get_args(decisions.Decision)}
@@ -71,9 +73,10 @@ def config_from_plain(plain: Mapping[str, Any]) -> SchedulerConfig:
     return config
 
 
-def header(policy: str, config: SchedulerConfig, seed: int) -> dict[str, Any]:
-    """First line of a log."""
-    return {"policy": policy, "config": config_to_plain(config), "seed": seed}
+def header(policy: str, config: SchedulerConfig, seed: int, profiles: ProfileBook | None = None) -> dict[str, Any]:
+    """First line of a log; users' own profiles go into it, so that it replays without their files."""
+    head = {"policy": policy, "config": config_to_plain(config), "seed": seed}
+    return head | {"profiles": profiles.to_plain()} if profiles is not None and profiles.own else head
 
 
 def record(event: Event, now_s: float, decided: Iterable[Decision]) -> dict[str, Any]:
@@ -81,18 +84,27 @@ def record(event: Event, now_s: float, decided: Iterable[Decision]) -> dict[str,
     return {"now_s": now_s, "event": to_plain(event), "decisions": [to_plain(decision) for decision in decided]}
 
 
-def replay(lines: Iterable[str], make: Callable[[str, SchedulerConfig, int], _Handles]) -> Mismatch | None:
-    """Feed a recorded log to a fresh scheduler; the first line whose decisions differ, None if all agree."""
+def replay(lines: Iterable[str], make: Callable[..., _Handles]) -> Mismatch | None:
+    """Feed a recorded log to a fresh scheduler, `make(policy, config, seed[, profiles])`.
+
+    Returns the first line whose decisions differ, None if all agree.
+    """
     rows = (json.loads(line) for line in lines if line.strip())
     head = next(rows, None)
     if not isinstance(head, dict) or not {"policy", "config", "seed"} <= head.keys():
         raise InvalidEvent("a log begins with a header of policy, config and seed")
-    scheduler = make(head["policy"], config_from_plain(head["config"]), head["seed"])
+    own = (book_from_plain(head["profiles"]),) if "profiles" in head else ()
+    scheduler = make(head["policy"], config_from_plain(head["config"]), head["seed"], *own)
     for number, row in enumerate(rows, start=1):
         replayed = [to_plain(made) for made in scheduler.handle(event_from_plain(row["event"]), row["now_s"])]
-        if replayed != row["decisions"]:
+        if replayed != row["decisions"] and replayed != _completed(row["decisions"]):
             return Mismatch(number, row["event"], row["decisions"], replayed)
     return None
+
+
+def _completed(recorded: list[Any]) -> list[Any]:
+    """Decisions as an older version wrote them, with the defaults of the fields that were added since."""
+    return [to_plain(decision_from_plain(plain)) for plain in recorded]
 
 
 def _field_names(kind: type) -> tuple[str, ...]:

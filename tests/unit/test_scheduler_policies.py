@@ -105,9 +105,13 @@ def test_a_tighter_call_gets_the_smaller_priority_and_a_lost_run_the_lowest() ->
     assert lost.reason.rule == "run lost: gives way, least delay of others, of 1"
 
 
-def test_no_priority_is_sent_to_an_engine_that_takes_none() -> None:
-    cluster = Cluster("agentserve", spec("a", supports_priority=False))
-    assert cluster.place(1.0, call("r", target_deadline_s=5.0)).priority == 0
+def test_a_decision_says_the_priority_for_an_engine_that_takes_none_too() -> None:
+    takes, orders_at_the_gateway = (
+        Cluster("agentserve", spec("a", supports_priority=supports)).place(1.0, call("r", target_deadline_s=5.0))
+        for supports in (True, False)
+    )
+    # 0.1 s of prefill and 10 tokens of 10 ms: to be started by 4.8 s.
+    assert takes.priority == orders_at_the_gateway.priority == 480
 
 
 def test_round_robin_takes_turns_by_id_and_passes_over_closed_ones() -> None:
