@@ -68,8 +68,8 @@ class EngineAdapter(Protocol):
         """Run the prefill leg of a split call; returns the handoff that its decode leg needs."""
         ...
 
-    async def release(self, handoff: Mapping[str, Any]) -> None:
-        """Have the prefill instance free the KV of a handoff that nobody will take; best effort, never raises."""
+    async def release(self, model: str, handoff: Mapping[str, Any]) -> None:
+        """Have another instance free the KV that it keeps for a decode leg which will not come; never raises."""
         ...
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str | None:

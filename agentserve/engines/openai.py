@@ -45,7 +45,7 @@ class OpenAiAdapter:
         """Always EngineFailed: there is no KV to hand over."""
         raise EngineFailed(f"{self._http.url}: a plain OpenAI server cannot prefill for another")
 
-    async def release(self, handoff: Mapping[str, Any]) -> None:
+    async def release(self, model: str, handoff: Mapping[str, Any]) -> None:
         """Nothing: there is no KV to free."""
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str | None:

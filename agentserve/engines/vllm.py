@@ -1,5 +1,6 @@
 """How is a call served by vLLM, or by the emulator that speaks the same? Token ids out and in, priority, P/D legs."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from agentserve.engines.sse import DONE
 from agentserve.errors import EngineFailed
 
 _NO_MODEL: Final = "agentserve-release"
+_HANDSHAKE_PAUSES_S: Final = (0.2, 1.0)
 VLLM: Final = Capabilities(
     engine="vllm",
     tokens_in=True,
@@ -56,14 +58,21 @@ class VllmAdapter:
             raise EngineFailed(f"{self._http.url}: the prefill leg gave no kv_transfer_params")
         return params
 
-    async def release(self, handoff: Mapping[str, Any]) -> None:
+    async def release(self, model: str, handoff: Mapping[str, Any]) -> None:
         """Send a decode leg that this engine refuses: vLLM then has the prefill side free what was kept for it.
 
-        The refusal must come from the serving layer, behind the body's validation; an unknown model does.
+        The refusal must come from the serving layer, behind the body's validation; an unknown model does. Engines that
+        have not met yet shake hands first, and an idle engine sends its notice only with its next step: hence the
+        single tokens that follow. An engine cannot release what it keeps itself: its lease (30 s) has to end.
         """
-        body = {"model": _NO_MODEL, "prompt": [1], "max_tokens": 1, "kv_transfer_params": handoff}
+        refused = {"model": _NO_MODEL, "prompt": [1], "max_tokens": 1, "kv_transfer_params": handoff}
+        step = {"model": model, "prompt": [1], "max_tokens": 1}
         with suppress(EngineFailed):
-            await self._http.json(COMPLETIONS, body, {})
+            await self._http.json(COMPLETIONS, refused, {})
+        for pause_s in _HANDSHAKE_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            with suppress(EngineFailed):
+                await self._http.json(COMPLETIONS, step, {})
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str | None:
         """The text of some token ids, as `/detokenize` gives it; None if this server has no such route."""

@@ -121,18 +121,18 @@ def _prefilled(driver: "Orchestrator", live: LiveCall, attempt: Attempt) -> None
 
 
 async def release(driver: "Orchestrator", attempt: Attempt, handoff: Mapping[str, Any]) -> None:
-    """Have KV freed that was kept for a decode leg which failed: any live engine of the group can say so."""
+    """Have KV freed that was kept for a decode leg which failed: any other live engine of the group can say so."""
     source = driver.instances.get(attempt.prefill)
     if source is None or not source.is_live:
         return  # its KV went with it
     mates = [
         one
-        for _, one in sorted(driver.instances.items())
-        if one.is_live and one.spec.kv_group == source.spec.kv_group and one.engine == source.engine
+        for name, one in sorted(driver.instances.items())
+        if one.is_live and name != attempt.prefill and one.spec.kv_group == source.spec.kv_group
     ]
-    # The decode side first, if it lives: it knows the source already. The source itself only if there is no other.
-    mates.sort(key=lambda one: (one is source, one.spec.instance_id != attempt.decode))
+    # The decode side first, if it lives: it knows the source already.
+    mates.sort(key=lambda one: one.spec.instance_id != attempt.decode)
     for mate in mates:
         if await mate.adapter.is_healthy():
-            await mate.adapter.release(handoff)
+            await mate.adapter.release(source.spec.model, handoff)
             return

@@ -58,7 +58,7 @@ class Engine:
             self.did.append(("decode closed", None))
             raise
 
-    async def release(self, handoff: Mapping[str, Any]) -> None:
+    async def release(self, model: str, handoff: Mapping[str, Any]) -> None:
         self.did.append(("release", handoff))
 
     async def is_healthy(self) -> bool:
@@ -75,7 +75,7 @@ class Driver:
         self.diary = SimpleNamespace(of_call=lambda *_, **__: None)
         self.instances = {
             name: SimpleNamespace(
-                adapter=engine, is_live=True, engine="vllm", spec=SimpleNamespace(instance_id=name, kv_group="g")
+                adapter=engine, is_live=True, engine="vllm", spec=SimpleNamespace(instance_id=name, kv_group="g", model="m")
             )
             for name, engine in engines.items()
         }
@@ -195,7 +195,7 @@ async def test_a_client_that_leaves_closes_every_leg_at_once(room: Mapping[str, 
 
 
 @pytest.mark.parametrize(
-    ("healthy", "asked"), [({"p", "d", "x"}, "d"), ({"p", "x"}, "x"), ({"p"}, "p"), (set[str](), None)]
+    ("healthy", "asked"), [({"p", "d", "x"}, "d"), ({"p", "x"}, "x"), ({"p"}, None), (set[str](), None)]
 )
 async def test_kv_is_released_through_the_decode_side_or_another_of_the_group(
     healthy: set[str], asked: str | None
