@@ -9,6 +9,10 @@ class UnknownProfile(SchedulerError):
     """No measured profile exists for a GPU and model."""
 
 
+class BadProfile(SchedulerError):
+    """A profile that a user gave is not sound; the message names its source and the key."""
+
+
 class UnknownPolicy(SchedulerError):
     """No policy is registered under a name."""
 

@@ -129,15 +129,14 @@ class Connection(asyncio.Protocol):
         if self._is_idle:  # nobody asked for anything
             self.close()
             return
-        if not self._head_done:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._fail(httpx.RemoteProtocolError("the response's head is too long"))
-                return
+        self._head_bytes += 0 if self._head_done else len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(httpx.RemoteProtocolError(f"not HTTP: {error}"))
+            return
+        if not self._head_done and self._head_bytes > MAX_HEAD_BYTES:  # a body may well come in the same read
+            self._fail(httpx.RemoteProtocolError("the response's head is too long"))
             return
         if self._body_bytes > _PAUSE_ABOVE_BYTES and not self._paused and self._transport is not None:
             self._paused = True

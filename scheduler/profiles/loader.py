@@ -40,13 +40,20 @@ def _tables() -> Mapping[str, Any]:
     return tomllib.loads(files("scheduler.profiles").joinpath("profiles.toml").read_text("utf-8"))
 
 
-def _canonical(kind: str, name: str) -> str:
-    table = _tables()[f"{kind}s"]
+def canonical_name(kind: str, name: str) -> str:
+    """What the shipped profiles call a `gpu` or a `model`; a name they do not know comes back in lower case."""
     wanted = name.strip().lower()
-    for canonical, entry in table.items():
+    for canonical, entry in _tables()[f"{kind}s"].items():
         if wanted == canonical or wanted in (alias.lower() for alias in entry["aliases"]):
             return str(canonical)
-    raise UnknownProfile(f"unknown {kind} {name!r}; known: {', '.join(table)}")
+    return wanted
+
+
+def _canonical(kind: str, name: str) -> str:
+    table, canonical = _tables()[f"{kind}s"], canonical_name(kind, name)
+    if canonical not in table:
+        raise UnknownProfile(f"unknown {kind} {name!r}; known: {', '.join(table)}")
+    return canonical
 
 
 @cache
@@ -73,5 +80,10 @@ def _profile(gpu: str, model: str) -> GpuProfile:
         kv_link_bytes_per_s=gpu_entry["kv_link_bytes_per_s"],
         capability=0.0,
     )
+    return with_capability(profile)
+
+
+def with_capability(profile: GpuProfile) -> GpuProfile:
+    """The profile with its `capability`, as its own decode constants have it."""
     step_s = profile.decode_step_s(CAPABILITY_BATCH, CAPABILITY_BATCH * CAPABILITY_CONTEXT_TOKENS)
     return replace(profile, capability=CAPABILITY_BATCH / step_s)

@@ -184,3 +184,16 @@ def test_bodies_of_first_replay_and_prefill_attempts() -> None:
 def test_an_unknown_engine_is_named() -> None:
     with pytest.raises(BadInput, match="unknown engine 'x'"):
         open_adapter("x", "http://127.0.0.1:1")
+
+
+async def test_a_long_first_chunk_that_comes_with_the_head_is_no_long_head() -> None:
+    whole = chunk(b"data: " + b'{"choices":[{"text":"%s"}]}' % (b"a" * 100_000) + b"\n\n") + chunk(FINISH)
+    async with engine(saying(HEAD + whole + chunk(b""))) as url:
+        deltas = await stream(url)
+    assert sum(len(delta.text) for delta in deltas) == 100_001
+
+
+async def test_a_head_without_end_is_refused() -> None:
+    async with engine(saying(b"HTTP/1.1 200 OK\r\n", *[b"x-filler: " + b"a" * 8000 + b"\r\n"] * 10)) as url:
+        with pytest.raises(EngineUnreachable, match="head is too long"):
+            await stream(url)
