@@ -58,19 +58,28 @@ def worker(
     gpu: GpuFlag,
     model: Annotated[str | None, typer.Option(help="Served model [default: the engine's only one]")] = None,
     id: Annotated[str | None, typer.Option(help="Instance id [default: made of GPU and address]")] = None,  # noqa: A002  # the flag's name
-    engine_kind: Annotated[str, typer.Option(help="Adapter: vllm (the emulator too) or openai")] = "vllm",
-    role: Annotated[Role, typer.Option(help="Phases it may serve")] = Role.MIXED,
+    engine_kind: Annotated[
+        str, typer.Option(help="vllm, sglang, trtllm, llamacpp, emulator, openai; auto finds out")
+    ] = "auto",
+    role: Annotated[
+        Role | None, typer.Option(help="Phases it may serve [default: what the engine is set up for]")
+    ] = None,
     speed: Annotated[float, typer.Option(help="Faster than the GPU's profile by this factor")] = 1.0,
     kv_capacity_tokens: Annotated[
         int | None, typer.Option(help="KV cache size [default: asked or from profile]")
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(help="Most sequences at once")] = 256,
-    max_batched_tokens: Annotated[int, typer.Option(help="Token budget of one iteration")] = 8192,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Most sequences at once [default: asked, or 256]")] = None,
+    max_batched_tokens: Annotated[
+        int | None, typer.Option(help="Token budget of one iteration [default: asked, or 8192]")
+    ] = None,
     block_tokens: Annotated[int | None, typer.Option(help="KV block size [default: asked or from profile]")] = None,
     kv_bytes_per_token: Annotated[int | None, typer.Option(help="KV size per token [default: profile]")] = None,
     kv_link_bytes_per_s: Annotated[float | None, typer.Option(help="Bandwidth of its KV link")] = None,
     kv_transfer: Annotated[
-        bool | None, typer.Option("--kv-transfer/--no-kv-transfer", help="It can hand over KV [default: tried out]")
+        bool | None, typer.Option("--kv-transfer/--no-kv-transfer", help="It can hand over KV [default: found out]")
+    ] = None,
+    kv_group: Annotated[
+        str | None, typer.Option(help="Workers of one group may hand KV to each other [default: what engines report]")
     ] = None,
     mqtt: Annotated[str | None, typer.Option(help="MQTT URL [default: $AGENTSERVE_MQTT_URL]")] = None,
     cluster: Annotated[str | None, typer.Option(help="Cluster name")] = None,
@@ -100,6 +109,7 @@ def worker(
         kv_bytes_per_token=kv_bytes_per_token,
         kv_link_bytes_per_s=kv_link_bytes_per_s,
         kv_transfer=kv_transfer,
+        kv_group=kv_group,
         api_key=os.environ.get("AGENTSERVE_ENGINE_API_KEY"),
         worker_id=id,
         mqtt_url=settings.mqtt_url,

@@ -143,7 +143,7 @@ class Driver:
         for request_id in result.started:
             ticket = self._tickets.get(request_id)
             if ticket is not None:
-                ticket.cached_tokens = self.engine.cached_tokens(request_id) or ticket.cached_tokens
+                ticket.cached_tokens = result.cached_tokens[request_id]
                 self.histograms.queue.observe(monotonic() - ticket.arrived_s)
         for request_id in result.transferred:
             ticket = self._tickets.get(request_id)

@@ -95,11 +95,6 @@ class Engine:
         sequence.phase = Phase.DONE
         return True
 
-    def cached_tokens(self, request_id: str) -> int | None:
-        """Prompt tokens that a live request did not have to compute; None before it was admitted."""
-        sequence = self._sequences.get(request_id)
-        return None if sequence is None else sequence.cached_tokens
-
     def lease(self, request_id: str) -> Lease | None:
         """The KV pinned under a finished request's id."""
         return self._leases.get(request_id)
@@ -244,6 +239,7 @@ class Engine:
             if not sequence.admitted:
                 sequence.admitted = True
                 result.started.append(sequence.request.request_id)
+                result.cached_tokens[sequence.request.request_id] = sequence.cached_tokens or 0
             if fetches:
                 continue
             sequence.phase = Phase.RUNNING

@@ -80,6 +80,7 @@ def render(engine: Engine, histograms: Histograms, model: str, lag_s: float, los
         "vllm:prefix_cache_hits_total": counters.prefix_hits,
         "vllm:prompt_tokens_total": counters.prompt_tokens,
         "vllm:generation_tokens_total": counters.generation_tokens,
+        "vllm:nixl_num_kv_expired_reqs_total": counters.expired_leases,
         "emulator:iterations_total": counters.iterations,
         "emulator:busy_engine_seconds_total": counters.busy_s,
         "emulator:transferred_tokens_total": counters.transferred_tokens,
@@ -90,11 +91,21 @@ def render(engine: Engine, histograms: Histograms, model: str, lag_s: float, los
     for kind, values in (("gauge", gauges), ("counter", totals)):
         for name, value in values.items():
             lines += (f"# TYPE {name} {kind}", f"{name}{{{labels}}} {value}")
+    lines += ("# TYPE vllm:cache_config_info gauge", f"vllm:cache_config_info{{{_cache_labels(engine)}}} 1.0")
     lines += histograms.first_token.lines("vllm:time_to_first_token_seconds", labels)
     lines += histograms.inter_token.lines("vllm:inter_token_latency_seconds", labels)
     lines += histograms.whole.lines("vllm:e2e_request_latency_seconds", labels)
     lines += histograms.queue.lines("vllm:request_queue_time_seconds", labels)
     return "\n".join(lines) + "\n"
+
+
+def _cache_labels(engine: Engine) -> str:
+    """Of vLLM's labels those that tell the cache's size and layout."""
+    blocks, block = engine.pool.total, engine.block_tokens
+    return (
+        f'block_size="{block}",cache_dtype="auto",engine="0",kv_cache_size_tokens="{blocks * block}",'
+        f'num_gpu_blocks="{blocks}"'
+    )
 
 
 def _escape(label: str) -> str:

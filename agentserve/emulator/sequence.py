@@ -46,6 +46,8 @@ class IterationResult:
     preempted: list[str] = field(default_factory=list)
     transferred: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
+    cached_tokens: dict[str, int] = field(default_factory=dict)
+    """Of the started, the prompt tokens that need no computing."""
     prefill_tokens: int = 0
 
 

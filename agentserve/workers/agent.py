@@ -12,11 +12,13 @@ from typing import Any, Final, Literal, TypeVar
 import httpx
 from pydantic import ValidationError
 
+from agentserve.engines import open_adapter
 from agentserve.errors import AgentServeError
 from agentserve.telemetry.bus import Bus, LastWill
 from agentserve.telemetry.messages import Announce, Channel, Control, Message, Report, Status, topic
 from agentserve.workers.config import WorkerConfig
-from agentserve.workers.discovery import check_gpu, discover, open_client
+from agentserve.workers.discovery import check_gpu, client_for, discover
+from agentserve.workers.scrape import Reading
 from agentserve.workers.watch import EngineWatch, Look
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ async def run_worker(config: WorkerConfig) -> None:
     )
     stop = StopRequest()
     with stop.on_signals() if config.handle_signals else contextlib.nullcontext():
-        async with open_client(config) as client:
+        async with client_for(config) as client:
             announce = await stop.unless_asked(discover(config, client, boot_id))
             if announce is not None:
                 await _serve(Worker(config, client, bus, announce, stop), bus)
@@ -108,12 +110,7 @@ class Worker:
         """Subscribes; nothing is sent before `run`."""
         self._config, self._client, self._bus, self._stop = config, client, bus, stop
         self._announce = announce
-        self._watch = EngineWatch(
-            client,
-            recheck_every_s=config.recheck_interval_s,
-            wall_clock=time.time,
-            steady_clock=time.monotonic,
-        )
+        self._watch = self._new_watch()
         self._seq = 0
         self._told_to_drain = False
         self._state: Literal["online", "draining", "offline"] | None = None
@@ -123,6 +120,18 @@ class Worker:
         self._looking: asyncio.Task[Look] | None = None
         self._rediscovering: asyncio.Task[Announce] | None = None
         bus.subscribe(topic(config.cluster, config.instance_id, Channel.CONTROL), self._controlled)
+
+    def _new_watch(self) -> EngineWatch:
+        kind = self._announce.engine
+        return EngineWatch(
+            self._client,
+            kind=kind,
+            names=open_adapter(kind, self._config.engine_url).capabilities.metrics,
+            read_every_s=self._config.report_interval_s,
+            recheck_every_s=self._config.recheck_interval_s,
+            wall_clock=time.time,
+            steady_clock=time.monotonic,
+        )
 
     async def run(self) -> None:
         """Report every `report_interval_s` until asked to stop and drained."""
@@ -167,8 +176,10 @@ class Worker:
                 "well again" if look.healthy else f"unhealthy: {look.problem}",
             )
         self._well = look.healthy
-        idle = look.reading is not None and look.reading.running == 0 and look.reading.waiting in (0, None)
-        self._idle_looks = self._idle_looks + 1 if (idle or not look.healthy) and self._state == "draining" else 0
+        if self._state != "draining":
+            self._idle_looks = 0
+        elif look.reading is not None or not look.healthy:  # a look without a reading tells nothing of its load
+            self._idle_looks = self._idle_looks + 1 if not look.healthy or _is_idle(look.reading) else 0
         if look.is_another and self._rediscovering is None:
             logger.info("engine %s restarted or changed; asking it again", self._config.engine_url)
             self._rediscover()
@@ -195,7 +206,10 @@ class Worker:
             return
         self._fits = True
         if announce != self._announce:
+            is_other_kind = announce.engine != self._announce.engine
             self._announce = announce
+            if is_other_kind:
+                self._watch = self._new_watch()
             self._state_facts()
 
     def _report(self, look: Look) -> None:
@@ -262,6 +276,10 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_idle(reading: Reading | None) -> bool:
+    return reading is not None and reading.running == 0 and reading.waiting in (0, None)
 
 
 def _encode(message: Message) -> bytes:

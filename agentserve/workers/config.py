@@ -6,15 +6,30 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from agentserve.errors import BadInput
+from agentserve.workers.compatibility import MAX_GROUP_CHARS
+from agentserve.workers.kinds import AUTO
 from scheduler.events import Role
 
 _MAX_URL_CHARS = 512
 _NAME = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
 
 
+def check_url(url: str) -> None:
+    """Raise BadInput for a URL that no engine can have."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        raise BadInput("engine URL: host or port cannot be read") from None
+    if parts.username or parts.password:
+        raise BadInput("engine URL: must not hold credentials, since it is announced to the cluster")
+    if not good or len(url) > _MAX_URL_CHARS:
+        raise BadInput(f"engine URL {url[:80]!r}: must be http://host:port or https://host:port")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """An engine and the facts about it that are given; None: ask the engine, then the GPU profile.
+    """An engine and the facts about it that are given; None: ask the engine, then the GPU profile or a default.
 
     `kv_transfer` True or False settles whether it can hand over KV; `kv_link_bytes_per_s` is the link's bandwidth.
     """
@@ -23,16 +38,20 @@ class EngineConfig:
     gpu: str
     model: str | None = None
     """Served model name; None: the engine's only one."""
-    engine: str = "vllm"
-    role: Role = Role.MIXED
+    engine: str = AUTO
+    """Kind of the engine, as adapters name it; `auto`: found out."""
+    role: Role | None = None
+    """Phases that it may serve; None: those that the engine is set up for, else both."""
     speed: float = 1.0
     kv_capacity_tokens: int | None = None
     block_tokens: int | None = None
-    max_num_seqs: int = 256
-    max_batched_tokens: int = 8192
+    max_num_seqs: int | None = None
+    max_batched_tokens: int | None = None
     kv_bytes_per_token: int | None = None
     kv_link_bytes_per_s: float | None = None
     kv_transfer: bool | None = None
+    kv_group: str | None = None
+    """Instances of equal group may hand KV to each other; None: made of what the engine reports."""
     supports_priority: bool | None = None
     supports_replay: bool | None = None
     worker_id: str | None = None
@@ -47,19 +66,13 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Raises BadInput naming the field."""
-        try:
-            parts = urlsplit(self.engine_url)
-            good = (
-                parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and len(parts.geturl()) <= 512
-            )
-        except ValueError:
-            raise BadInput("engine URL: host or port cannot be read") from None
-        if parts.username or parts.password:
-            raise BadInput("engine URL: must not hold credentials, since it is announced to the cluster")
-        if not good or len(self.engine_url) > _MAX_URL_CHARS:
-            raise BadInput(f"engine URL {self.engine_url[:80]!r}: must be http://host:port or https://host:port")
+        check_url(self.engine_url)
         if self.worker_id is not None and not _NAME.match(self.worker_id):
             raise BadInput(f"worker id {self.worker_id!r}: 1 to 64 letters, digits, '_', '.' or '-'")
+        if self.kv_group is not None and not (
+            self.kv_group.isprintable() and 0 < len(self.kv_group) <= MAX_GROUP_CHARS
+        ):
+            raise BadInput(f"kv-group {self.kv_group[:80]!r}: must be 1 to {MAX_GROUP_CHARS} printable characters")
         for name in ("speed", "kv_capacity_tokens", "block_tokens", "max_num_seqs", "max_batched_tokens",
                      "kv_bytes_per_token", "kv_link_bytes_per_s", "request_timeout_s", "probe_timeout_s"):  # fmt: skip
             value = getattr(self, name)
@@ -82,6 +95,7 @@ class WorkerConfig(EngineConfig):
     mqtt_url: str = field(default="mqtt://127.0.0.1:1883", repr=False)
     cluster: str = "default"
     report_interval_s: float = 0.2
+    """Time between signs of life, and the shortest between two readings of the engine's metrics."""
     recheck_interval_s: float = 5.0
     """How often model and version are asked for again."""
     drain_timeout_s: float = 30.0

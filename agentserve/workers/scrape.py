@@ -1,33 +1,28 @@
 """What does an engine say about itself on `/metrics`? The few lines that matter, and their differences over time.
 
-Names are vLLM's. Several share prefixes, so they are matched whole. A missing metric is None, never zero. Of engines
-with data parallelism, which label each line with their rank, counts are summed and shares averaged. Sums of queue and
-prefill time are not read: they go wrong on decode instances.
+A kind of engine is a mapping from the fields of a reading to its exact metrics (`agentserve/engines/metric_names.py`).
+Several share prefixes, so they are matched whole. A missing metric is None, never zero. Of engines with data
+parallelism, which label each line with their rank, counts are summed and shares averaged.
 """
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
-RUNNING: Final = "vllm:num_requests_running"
-WAITING: Final = "vllm:num_requests_waiting"
-KV_USAGE: Final = "vllm:kv_cache_usage_perc"
-PREEMPTIONS: Final = "vllm:num_preemptions_total"
-PREFIX_QUERIES: Final = "vllm:prefix_cache_queries_total"
-PREFIX_HITS: Final = "vllm:prefix_cache_hits_total"
-PROMPT_TOKENS: Final = "vllm:prompt_tokens_total"
+from agentserve.engines.metric_names import VLLM_METRICS
+
 PROMPT_BY_SOURCE: Final = "vllm:prompt_tokens_by_source_total"
-GENERATION_TOKENS: Final = "vllm:generation_tokens_total"
 CACHE_CONFIG: Final = "vllm:cache_config_info"
 PROCESS_START: Final = "process_start_time_seconds"
+RUNNING: Final = VLLM_METRICS["running"]
+NIXL_LEASES: Final = "vllm:nixl_num_kv_expired_reqs_total"
+"""Only a vLLM with a NIXL connector counts these."""
 
-_NAMES: Final = (RUNNING, WAITING, KV_USAGE, PREEMPTIONS, PREFIX_QUERIES, PREFIX_HITS, PROMPT_TOKENS, PROMPT_BY_SOURCE,
-                 GENERATION_TOKENS, CACHE_CONFIG, PROCESS_START)  # fmt: skip
-_LINE: Final = re.compile(
-    rb"^(" + b"|".join(re.escape(name).encode() for name in _NAMES) + rb")(?:\{(.*)\})?[ \t]+(\S+)", re.MULTILINE
-)
+_SUMS: Final = ("running", "waiting", "preemptions", "prefix_queries", "prefix_hits", "prompt_tokens",
+                "computed_tokens", "generation_tokens")  # fmt: skip
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _LOCAL_COMPUTE: Final = 'source="local_compute"'
 
@@ -69,10 +64,19 @@ class Change:
     preemptions: int | None = None
 
 
-def parse(text: bytes) -> Mapping[str, list[Sample]]:
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The KV cache as vLLM's info metric states it; None: not told."""
+
+    capacity_tokens: int | None
+    block_tokens: int | None
+    dtype: str | None
+
+
+def parse(text: bytes, names: Mapping[str, str] = VLLM_METRICS) -> Mapping[str, list[Sample]]:
     """The samples of the metrics read here, by name; lines with NaN, infinite or unreadable values are left out."""
     found: dict[str, list[Sample]] = {}
-    for name, labels, raw in _LINE.findall(text):
+    for name, labels, raw in _lines(tuple(names.values())).findall(text):
         try:
             value = float(raw)
         except ValueError:
@@ -82,27 +86,28 @@ def parse(text: bytes) -> Mapping[str, list[Sample]]:
     return found
 
 
-def read(text: bytes, at_s: float) -> Reading:
-    """A reading of Prometheus text as served by `/metrics`; whatever is missing or unreadable is None."""
-    samples = parse(text)
-    prompt, hits = _sum(samples, PROMPT_TOKENS), _sum(samples, PREFIX_HITS)
+def present(text: bytes, names: Mapping[str, str]) -> dict[str, str]:
+    """Of `names`, by field, those that have a value on the page."""
+    samples = parse(text, names)
+    return {field: name for field, name in names.items() if name in samples}
+
+
+def read(text: bytes, at_s: float, names: Mapping[str, str] = VLLM_METRICS) -> Reading:
+    """A reading of Prometheus text, by the names of its kind of engine; what is missing or unreadable is None."""
+    samples = parse(text, names)
+    sums = {field: _sum(samples, names.get(field)) for field in _SUMS}
     local = [s.value for s in samples.get(PROMPT_BY_SOURCE, ()) if _LOCAL_COMPUTE in s.labels]
-    computed = sum(local) if local else None
-    if computed is None and prompt is not None and hits is not None:
-        computed = prompt - hits
-    shares = [s.value for s in samples.get(KV_USAGE, ()) if s.value >= 0]
+    if sums["computed_tokens"] is None and local:
+        sums["computed_tokens"] = sum(local)
+    elif sums["computed_tokens"] is None and sums["prompt_tokens"] is not None and sums["prefix_hits"] is not None:
+        sums["computed_tokens"] = sums["prompt_tokens"] - sums["prefix_hits"]
     return Reading(
         at_s=at_s,
-        running=_count(_sum(samples, RUNNING)),
-        waiting=_count(_sum(samples, WAITING)),
-        kv_usage=min(sum(shares) / len(shares), 1.0) if shares else None,
-        preemptions=_sum(samples, PREEMPTIONS),
-        prefix_queries=_sum(samples, PREFIX_QUERIES),
-        prefix_hits=hits,
-        prompt_tokens=prompt,
-        computed_tokens=computed,
-        generation_tokens=_sum(samples, GENERATION_TOKENS),
+        running=_count(sums.pop("running")),
+        waiting=_count(sums.pop("waiting")),
+        kv_usage=_share(samples, names.get("kv_usage")),
         process_start_s=_sum(samples, PROCESS_START),
+        **sums,
     )
 
 
@@ -133,20 +138,38 @@ def change(before: Reading | None, after: Reading) -> Change:
     )
 
 
-def kv_cache_size(text: bytes) -> tuple[int | None, int | None]:
-    """KV capacity in tokens and tokens per block, from the labels of `vllm:cache_config_info`."""
-    capacity, block = 0, None
-    for sample in parse(text).get(CACHE_CONFIG, ()):
+def cache_config(text: bytes) -> CacheConfig | None:
+    """What the labels of `vllm:cache_config_info` say, the capacities of all ranks added up; None without it."""
+    samples = parse(text).get(CACHE_CONFIG, ())
+    capacity, block, dtype = 0, None, None
+    for sample in samples:
         labels = dict(_LABEL.findall(sample.labels))
-        if labels.get("block_size", "").isdecimal() and labels.get("num_gpu_blocks", "").isdecimal():
-            block = int(labels["block_size"])
-            capacity += block * int(labels["num_gpu_blocks"])
-    return capacity or None, block or None
+        dtype = labels.get("cache_dtype", dtype)
+        block = _number(labels.get("block_size")) or block
+        blocks = _number(labels.get("num_gpu_blocks"))
+        capacity += _number(labels.get("kv_cache_size_tokens")) or (block or 0) * (blocks or 0)
+    return CacheConfig(capacity or None, block, dtype) if samples else None
 
 
-def _sum(samples: Mapping[str, list[Sample]], name: str) -> float | None:
-    values = samples.get(name)
+@cache
+def _lines(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    wanted = dict.fromkeys((*names, PROMPT_BY_SOURCE, CACHE_CONFIG, PROCESS_START))
+    choice = b"|".join(re.escape(name).encode() for name in wanted)
+    return re.compile(rb"^(" + choice + rb")(?:\{(.*)\})?[ \t]+(\S+)", re.MULTILINE)
+
+
+def _sum(samples: Mapping[str, list[Sample]], name: str | None) -> float | None:
+    values = samples.get(name) if name is not None else None
     return sum(s.value for s in values) if values else None
+
+
+def _share(samples: Mapping[str, list[Sample]], name: str | None) -> float | None:
+    shares = [s.value for s in samples.get(name, ()) if s.value >= 0] if name is not None else []
+    return min(sum(shares) / len(shares), 1.0) if shares else None
+
+
+def _number(label: str | None) -> int | None:
+    return int(label) if label is not None and label.isdecimal() and int(label) > 0 else None
 
 
 def _count(value: float | None) -> int | None:

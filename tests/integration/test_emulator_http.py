@@ -132,6 +132,8 @@ async def test_the_metrics_page_has_vllms_names():
         "vllm:time_to_first_token_seconds_bucket",
         "vllm:inter_token_latency_seconds_sum",
         "vllm:e2e_request_latency_seconds_count",
+        "vllm:cache_config_info",
+        "vllm:nixl_num_kv_expired_reqs_total",
         "emulator:lag_seconds",
     ):
         assert f"\n{name}{{" in page

@@ -72,7 +72,14 @@ class FakeEngine:
     has_priority: bool = True
     has_token_ids: bool = True
     has_kv_transfer: bool = False
+    owner: str = "vllm"
+    root: str | None = "meta-llama/Llama-3.1-8B-Instruct"
+    cache_dtype: str = "auto"
+    has_chat: bool = True
+    has_tool_parser: bool = True
+    reports_cached_tokens: bool = True
     completions: int = 0
+    priorities: list[int] = field(default_factory=list)
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -117,10 +124,16 @@ class FakeEngine:
     def answer(self, method: str, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
         if (method, path) == ("POST", "/v1/completions"):
             return self._complete(body)
+        if (method, path) == ("POST", "/v1/chat/completions") and self.has_chat:
+            return self._complete(body)
+        if (method, path) == ("POST", "/tokenize"):
+            return 200, b'{"count": 2, "max_model_len": 4096, "tokens": [7, 8]}'
+        if (method, path) == ("POST", "/detokenize"):
+            return 200, b'{"prompt": "p"}'
         if path == "/health":
             return self.health, b""
         if path == "/v1/models":
-            return 200, json.dumps({"data": [{"id": name} for name in self.models]}).encode()
+            return 200, json.dumps({"data": [self._card(name) for name in self.models]}).encode()
         if path == "/version":
             return 200, json.dumps({"version": self.version}).encode()
         if path == "/metrics" and self.has_metrics:
@@ -132,21 +145,33 @@ class FakeEngine:
             f'vllm:num_requests_running{{engine="0"}} {self.running}',
             'vllm:num_requests_waiting{engine="0"} 0',
             'vllm:kv_cache_usage_perc{engine="0"} 0.25',
-            'vllm:cache_config_info{block_size="32",engine="0",num_gpu_blocks="1000"} 1',
+            f'vllm:cache_config_info{{block_size="32",cache_dtype="{self.cache_dtype}",num_gpu_blocks="1000"}} 1',
+            *(["vllm:nixl_num_kv_expired_reqs_total 0"] if self.has_kv_transfer else []),
         ]
         return "\n".join([*lines, *(f"vllm:{name}_total {value}" for name, value in self.counters.items()), ""])
 
+    def _card(self, name: str) -> dict[str, Any]:
+        return {"id": name, "owned_by": self.owner, "root": self.root, "max_model_len": 4096}
+
     def _complete(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
         self.completions += 1
+        self.priorities.append(body.get("priority", 0))
         if body["model"] not in self.models or (body.get("priority") and not self.has_priority):
             return 400, b'{"error": {}}'
-        choice: dict[str, Any] = {"text": "p"}
+        if body.get("tools") and not self.has_tool_parser:
+            return 400, b'{"error": {"message": "\\"auto\\" tool choice requires --enable-auto-tool-choice"}}'
+        choice: dict[str, Any] = {"index": 0, "text": "p", "delta": {"content": "p"}, "finish_reason": "length"}
+        if "messages" not in body:
+            del choice["delta"]
         if body.get("return_token_ids") and self.has_token_ids:
             choice |= {"prompt_token_ids": [7, 8], "token_ids": [9]}
-        answer: dict[str, Any] = {"choices": [choice]}
-        if body.get("kv_transfer_params") and self.has_kv_transfer:
-            answer["kv_transfer_params"] = {"remote_host": HOST}
-        return 200, json.dumps(answer).encode()
+        usage: dict[str, Any] = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+        if self.reports_cached_tokens:
+            usage["prompt_tokens_details"] = {"cached_tokens": 64 if self.completions > 1 else 0}
+        if not body.get("stream"):
+            return 200, json.dumps({"choices": [choice], "usage": usage}).encode()
+        chunks = [{"choices": [choice]}, {"choices": [], "usage": usage}]
+        return 200, b"".join(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks) + b"data: [DONE]\n\n"
 
 
 class Gateway:

@@ -8,14 +8,14 @@ import pytest
 
 from agentserve.errors import BadInput, Unavailable
 from agentserve.telemetry.messages import Announce
+from agentserve.workers.asking import MAX_METRICS_BYTES, fetch
 from agentserve.workers.config import EngineConfig, WorkerConfig
-from agentserve.workers.discovery import MAX_METRICS_BYTES, check_gpu, discover, fetch
+from agentserve.workers.discovery import check_gpu, discover
 from scheduler.events import Role
 from scheduler.profiles import load_profile
 from tests.integration.worker_parts import FakeEngine
 
 URL = "http://engine:8000"
-ONE_BLOCK = {"kv_bytes_per_token": 100, "kv_capacity_tokens": 32}
 
 
 def client_of(engine: FakeEngine, paths: list[str] | None = None) -> httpx.AsyncClient:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agentserve.workers.scrape import Change, Reading, change, kv_cache_size, parse, read, restarted
+from agentserve.workers.scrape import CacheConfig, Change, Reading, cache_config, change, parse, read, restarted
 
 # A real vLLM 0.32 server's /metrics, cut to the lines around those that matter.
 VLLM = b"""\
@@ -78,9 +78,10 @@ def test_a_vllm_servers_text_is_read_whole() -> None:
 
 
 def test_the_cache_size_is_in_the_labels_of_an_info_metric() -> None:
-    assert kv_cache_size(VLLM) == (440_000, 16)
-    assert kv_cache_size(b"") == (None, None)
-    assert kv_cache_size(b'vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1.0\n') == (None, None)
+    assert cache_config(VLLM) == CacheConfig(440_000, 16, "auto")
+    assert cache_config(b"") is None
+    unknown = b'vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1.0\n'
+    assert cache_config(unknown) == CacheConfig(None, 16, None)
 
 
 def test_what_is_missing_is_unknown_and_not_zero() -> None:
@@ -113,7 +114,7 @@ vllm:cache_config_info{block_size="32",engine="1",num_gpu_blocks="100"} 1.0
 """
     reading = read(text, at_s=0.0)
     assert (reading.running, reading.kv_usage) == (7, pytest.approx(0.4))
-    assert kv_cache_size(text) == (6400, 32)
+    assert cache_config(text) == CacheConfig(6400, 32, None)
 
 
 @pytest.mark.parametrize(("given", "understood"), [(b"1.0000001", 1.0), (b"0", 0.0), (b"-0.1", None)])
