@@ -1,7 +1,7 @@
 """How does an adapter reach its engine? One pooled HTTP client per engine, foreign errors made ours in one place."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -75,6 +75,11 @@ class EngineHttp:
         async with self._post(path, body, headers) as response:
             return self._object(await self._bounded(response, self.limits.max_line_bytes))
 
+    async def get(self, path: str) -> dict[str, Any]:
+        """Ask for something and return its JSON object."""
+        async with self._exchange("GET", path, b"", {}) as response:
+            return self._object(await self._bounded(response, self.limits.max_line_bytes))
+
     async def is_healthy(self, path: str = "/health") -> bool:
         """Whether GET `path` answers 200 within the connect timeout; never raises."""
         try:
@@ -87,12 +92,16 @@ class EngineHttp:
         """Release the connections."""
         await self._client.aclose()
 
-    @asynccontextmanager
-    async def _post(
+    def _post(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        return self._exchange("POST", path, orjson.dumps(body), {**_JSON, **headers})
+
+    @asynccontextmanager
+    async def _exchange(
+        self, method: str, path: str, content: bytes, headers: Mapping[str, str]
     ) -> AsyncIterator[httpx.Response]:
-        content = orjson.dumps(body)
-        response = await self._send(path, content, {**_JSON, **headers})
+        response = await self._send(method, path, content, headers)
         try:
             if response.status_code >= 400:
                 raise self._refused(response.status_code, await self._bounded(response, MAX_ERROR_BYTES))
@@ -100,9 +109,9 @@ class EngineHttp:
         finally:
             await response.aclose()
 
-    async def _send(self, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
+    async def _send(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
         for is_last in (False, True):
-            request = self._client.build_request("POST", path, content=content, headers=dict(headers))
+            request = self._client.build_request(method, path, content=content, headers=dict(headers))
             try:
                 return await self._client.send(request, stream=True)
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:

@@ -1,7 +1,7 @@
 """How is a call served by vLLM, or by the emulator that speaks the same? Token ids out and in, priority, P/D legs."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -93,7 +93,11 @@ class VllmAdapter:
 
 
 async def stream_deltas(
-    http: EngineHttp, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    http: EngineHttp,
+    path: str,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    parse: Callable[[bytes], Sequence[Delta]] = parse_chunk,
 ) -> AsyncGenerator[Delta, None]:
     """The deltas of a streaming call up to `[DONE]`; EngineUnreachable if the stream just stops before its finish."""
     has_finished = False
@@ -102,7 +106,7 @@ async def stream_deltas(
             for payload in payloads:
                 if payload == DONE:
                     return
-                for delta in parse_chunk(payload):
+                for delta in parse(payload):
                     if delta.finish_reason is not None:
                         has_finished = True
                     yield delta
