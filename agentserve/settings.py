@@ -1,10 +1,11 @@
 """Every setting of the gateway, read once from `AGENTSERVE_*` variables; a bad value names its variable."""
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentserve.errors import BadInput
 
@@ -25,6 +26,8 @@ class Settings(BaseSettings):
     policy: str = "agentserve"
     otlp_endpoint: str | None = None
     """OTLP/HTTP base URL; unset: no spans are exported."""
+    profiles: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Files of the user's own GPU profiles; in the variable with `:` between them (`;` on Windows)."""
     event_log: Path | None = None
     """Record every scheduler event and decision here (JSON lines), for replay."""
 
@@ -49,6 +52,11 @@ class Settings(BaseSettings):
     """Runs remembered in the index; older ones fall out of lists first."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
 
 def load_settings(**overrides: object) -> Settings:

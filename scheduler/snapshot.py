@@ -1,10 +1,15 @@
 """What does the scheduler believe about the cluster? Plain JSON values, for `ps`, `/v1/cluster` and metrics."""
 
-from typing import Any
+from typing import Any, Final
 
 from scheduler.call import CallState
 from scheduler.estimate import Floats, Pool
 from scheduler.state import ClusterState
+
+DRIFT: Final = 0.25
+"""From this difference of observed to predicted times on, the profile does not fit the instance any more …"""
+DRIFT_SAMPLES: Final = 8.0
+"""… where at least so many samples say so."""
 
 
 def snapshot(state: ClusterState) -> dict[str, Any]:
@@ -24,6 +29,7 @@ def _instance(state: ClusterState, pool: Pool, row: int) -> dict[str, Any]:
     def at(values: Floats) -> float:
         return float(values[row])
 
+    corrections = {"prefill": (at(prefill), at(pool.prefill_samples)), "decode": (at(decode), at(pool.decode_samples))}
     kv_used = max(at(pool.kv_own) + at(pool.kv_offset), 0.0)
     return {
         "instance_id": name,
@@ -46,6 +52,13 @@ def _instance(state: ClusterState, pool: Pool, row: int) -> dict[str, Any]:
         "cached_prefix_tokens": at(pool.cache_tokens),
         "prefill_correction": at(prefill),
         "decode_correction": at(decode),
+        "prefill_samples": at(pool.prefill_samples),
+        "decode_samples": at(pool.decode_samples),
+        "drifted": [
+            phase
+            for phase, (correction, samples) in corrections.items()
+            if samples >= DRIFT_SAMPLES and abs(correction - 1.0) > DRIFT
+        ],
         "predicted_step_s": pool.step_s(row),
         "reported": None
         if report is None

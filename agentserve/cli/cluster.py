@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from agentserve.cli.gateway_client import gateway_url, get_json
+from agentserve.cli.parts import ProfilesFlag
 from agentserve.errors import AgentServeError
 
 GatewayFlag = Annotated[
@@ -36,10 +37,11 @@ def up(
     script: Annotated[Path | None, typer.Option(help="Recorded replies of the emulated model (JSON lines)")] = None,
     data: Annotated[Path | None, typer.Option(help="Keep runs here over restarts")] = None,
     logs: Annotated[Path | None, typer.Option(help="Folder for every part's log")] = None,
+    profiles: ProfilesFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Bring a local cluster up on emulated GPUs and serve until Ctrl-C."""
-    asyncio.run(_up(fleet, policy, port, speed, script, data, logs, json))
+    asyncio.run(_up(fleet, policy, port, speed, script, data, logs, profiles or [], json))
 
 
 async def _up(
@@ -50,13 +52,17 @@ async def _up(
     script: Path | None,
     data: Path | None,
     logs: Path | None,
+    profiles: list[Path],
     json: bool,
 ) -> None:
     from agentserve.local.cluster import LocalCluster
     from agentserve.local.fleet import default_fleet, read_fleet
     from workflows.catalog import SCRIPTS
 
-    fleet = default_fleet() if fleet_file is None else read_fleet(fleet_file)
+    if fleet_file is None:
+        fleet = default_fleet().model_copy(update={"profiles": tuple(profiles)})
+    else:
+        fleet = read_fleet(fleet_file, profiles)
     if speed is not None:
         fleet = fleet.model_copy(update={"speed": speed})
     console = Console(stderr=json)
@@ -141,8 +147,9 @@ def _instances(cluster: dict[str, Any]) -> Table:
     table = Table(title=f"instances · policy {cluster['policy']}", title_justify="left")
     for heading in ("instance", "GPU", "role", "state"):
         table.add_column(heading)
-    for heading in ("queue", "running", "KV", "prefix hits"):
+    for heading in ("queue", "running", "KV", "prefix hits", "prefill ×", "decode ×"):
         table.add_column(heading, justify="right")
+    estimates = {known["instance_id"]: known for known in cluster.get("scheduler", {}).get("instances", ())}
     for instance in cluster["instances"]:
         reported = instance.get("reported") or {}
         table.add_row(
@@ -154,6 +161,7 @@ def _instances(cluster: dict[str, Any]) -> Table:
             _count(reported.get("running")),
             _share(reported.get("kv_usage")),
             _share(reported.get("prefix_hit_rate")),
+            *(_correction(estimates.get(instance["instance_id"], {}), phase) for phase in ("prefill", "decode")),
         )
     return table
 
@@ -170,6 +178,14 @@ def _runs(runs: list[dict[str, Any]]) -> Table:
 
 def _count(value: int | None) -> str:
     return "–" if value is None else str(value)
+
+
+def _correction(estimate: dict[str, Any], phase: str) -> str:
+    """Observed ÷ predicted times; `drift` where the GPU profile does not fit the instance any more."""
+    value = estimate.get(f"{phase}_correction")
+    if value is None or not estimate.get(f"{phase}_samples"):
+        return "–"
+    return f"[yellow]{value:.2f} drift[/]" if phase in estimate.get("drifted", ()) else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:

@@ -12,8 +12,13 @@ from scheduler.events import Role
 
 if TYPE_CHECKING:
     from agentserve.workers.config import EngineConfig
+    from scheduler.profiles import ProfileBook
 
-GpuFlag = Annotated[str, typer.Option(help="GPU type, as the profiles name it: a100-80g, h100, h200")]
+GpuFlag = Annotated[str, typer.Option(help="GPU type, as the profiles name it: a100-80g, h100, h200, or your own")]
+ProfilesFlag = Annotated[
+    list[Path] | None,
+    typer.Option("--profiles", metavar="FILE", help="GPU profile that `agentserve profile` wrote; repeat for more"),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,25 +37,37 @@ def gateway(
         list[str] | None, typer.Option(metavar="URL,GPU[,MODEL]", help="An engine without a worker; repeat for more")
     ] = None,
     event_log: Annotated[Path | None, typer.Option(help="Record scheduler events and decisions here")] = None,
+    profiles: ProfilesFlag = None,
 ) -> None:
     """Serve the OpenAI-compatible API; settings come from AGENTSERVE_* variables, flags win."""
     import uvloop
 
     from agentserve.gateway.serve import run_gateway
+    from agentserve.profile_files import read_profiles
     from agentserve.settings import load_settings
 
-    settings = load_settings(host=host, port=port, policy=policy, redis_url=redis, mqtt_url=mqtt, event_log=event_log)
-    static = [_static_engine(text) for text in engine or ()]
+    settings = load_settings(
+        host=host,
+        port=port,
+        policy=policy,
+        redis_url=redis,
+        mqtt_url=mqtt,
+        event_log=event_log,
+        profiles=profiles or None,
+    )
+    book = read_profiles(settings.profiles)
+    static = [_static_engine(text, book) for text in engine or ()]
     uvloop.run(run_gateway(settings, static_engines=static))
 
 
-def _static_engine(text: str) -> "EngineConfig":
+def _static_engine(text: str, profiles: "ProfileBook") -> "EngineConfig":
     from agentserve.workers.config import EngineConfig
 
     parts = text.split(",")
     if len(parts) not in (2, 3):
         raise BadInput(f"--engine {text!r}: give URL,GPU or URL,GPU,MODEL")
-    return EngineConfig(engine_url=parts[0], gpu=parts[1], model=parts[2] if len(parts) == 3 else None)
+    model = parts[2] if len(parts) == 3 else None
+    return EngineConfig(engine_url=parts[0], gpu=parts[1], model=model, profiles=profiles)
 
 
 def worker(
@@ -83,16 +100,18 @@ def worker(
     ] = None,
     mqtt: Annotated[str | None, typer.Option(help="MQTT URL [default: $AGENTSERVE_MQTT_URL]")] = None,
     cluster: Annotated[str | None, typer.Option(help="Cluster name")] = None,
+    profiles: ProfilesFlag = None,
 ) -> None:
     """Report for one engine: announce it, send its state at 5 Hz, drain it on SIGTERM.
 
     An engine that wants a key gets the one in AGENTSERVE_ENGINE_API_KEY.
     """
+    from agentserve.profile_files import read_profiles
     from agentserve.settings import load_settings
     from agentserve.workers.agent import run_worker
     from agentserve.workers.config import WorkerConfig
 
-    settings = load_settings(mqtt_url=mqtt, cluster=cluster)
+    settings = load_settings(mqtt_url=mqtt, cluster=cluster, profiles=profiles or None)
     if not settings.mqtt_url:
         raise BadInput("a worker needs a broker: give --mqtt or AGENTSERVE_MQTT_URL")
     config = WorkerConfig(
@@ -111,6 +130,7 @@ def worker(
         kv_transfer=kv_transfer,
         kv_group=kv_group,
         api_key=os.environ.get("AGENTSERVE_ENGINE_API_KEY"),
+        profiles=read_profiles(settings.profiles),
         worker_id=id,
         mqtt_url=settings.mqtt_url,
         cluster=settings.cluster,
@@ -134,10 +154,13 @@ def emulator(
     kv_link_bytes_per_s: Annotated[float | None, typer.Option(help="Bandwidth of its KV link")] = None,
     stream_interval: Annotated[int, typer.Option(help="Tokens per streamed chunk")] = 1,
     chaos: Annotated[bool, typer.Option("--chaos", help="Open the endpoint that slows the engine, for tests")] = False,
+    profiles: ProfilesFlag = None,
 ) -> None:
     """Emulate a vLLM server on a GPU that is not here."""
     from agentserve.emulator.config import EmulatorConfig
     from agentserve.emulator.server import serve
+    from agentserve.profile_files import read_profiles
+    from agentserve.settings import load_settings
 
     config = EmulatorConfig(
         gpu=gpu,
@@ -155,6 +178,7 @@ def emulator(
         kv_link_bytes_per_s=kv_link_bytes_per_s,
         stream_interval=stream_interval,
         chaos=chaos,
+        profiles=read_profiles(load_settings(profiles=profiles or None).profiles),
     )
     asyncio.run(serve(config))
 

@@ -1,12 +1,12 @@
 """What an emulated engine is: its GPU and model, its limits, its pace, and where it listens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from agentserve.errors import BadInput
 from scheduler.errors import UnknownProfile
-from scheduler.profiles import GpuProfile, load_profile
+from scheduler.profiles import GpuProfile, ProfileBook
 
 DEFAULT_MAX_MODEL_LEN = 131_072
 
@@ -42,6 +42,8 @@ class EmulatorConfig:
     stream_interval: int = 1
     max_body_bytes: int = 16 * 2**20
     chaos: bool = False
+    profiles: ProfileBook = field(default=ProfileBook(), repr=False)
+    """The shipped GPU profiles and the user's own."""
 
     def __post_init__(self) -> None:
         """Refuse values that no engine could run with."""
@@ -51,7 +53,7 @@ class EmulatorConfig:
     @property
     def profile(self) -> GpuProfile:
         """The GPU profile that times every iteration."""
-        return load_profile(self.gpu, self.model)
+        return self.profiles(self.gpu, self.model)
 
     @property
     def model_name(self) -> str:
@@ -76,7 +78,7 @@ class EmulatorConfig:
 
     def _check_choices(self) -> None:
         try:
-            load_profile(self.gpu, self.model)
+            self.profiles(self.gpu, self.model)
         except UnknownProfile as error:
             raise BadInput(f"emulator: {error}") from None
         if self.scheduling_policy not in ("fcfs", "priority"):
@@ -103,5 +105,7 @@ class EmulatorConfig:
         for name, value in positive.items():
             if value is not None and not 0 < value < float("inf"):
                 raise BadInput(f"emulator: {name} is {value}, but must be above 0 and finite")
+        if not self.link_bytes_per_s > 0:
+            raise BadInput("emulator: kv_link_bytes_per_s is not in the GPU's profile and must be given")
         if self.capacity_tokens < self.block_tokens:
             raise BadInput(f"emulator: kv_capacity_tokens {self.kv_capacity_tokens} is less than one block")

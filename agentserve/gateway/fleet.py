@@ -39,7 +39,7 @@ class Fleet:
         clock: Callable[[], float] = time.time,
     ) -> None:
         for engine in static_engines:
-            check_gpu(engine.gpu)
+            check_gpu(engine)
         self._orchestrator = orchestrator
         self._static = tuple(static_engines)
         self._clock = clock
@@ -121,7 +121,8 @@ class Fleet:
 
     def _reported(self, report: Report) -> None:
         figures = report.model_dump(exclude={"worker_id", "boot_id", "seq", "measured_at_s", "healthy"})
-        self._orchestrator.reported(report.worker_id, report.measured_at_s, **figures)
+        if any(figure is not None for figure in figures.values()):  # else a sign of life; the last reading still holds
+            self._orchestrator.reported(report.worker_id, report.measured_at_s, **figures)
 
     def _unreachable(self, instance_id: str, reason: str) -> None:
         self.registry.observed_lost(instance_id, reason, self._clock())

@@ -18,7 +18,9 @@ from agentserve.gateway.app import create_app
 from agentserve.gateway.fleet import Fleet
 from agentserve.orchestrator import Orchestrator
 from agentserve.orchestrator.eventlog import EventLog
+from agentserve.profile_files import read_profiles
 from agentserve.settings import Settings
+from agentserve.telemetry.drift import CorrectionCollector, DriftLog
 from agentserve.telemetry.metrics import MetricSink
 from agentserve.telemetry.tracing import SpanSink, make_tracer_provider
 from agentserve.tracker.redis import RedisStore
@@ -26,6 +28,7 @@ from agentserve.tracker.sink import StoreSink
 from agentserve.workers.config import EngineConfig
 from scheduler.core import Scheduler, make_scheduler
 from scheduler.errors import SchedulerError
+from scheduler.profiles import ProfileBook
 from scheduler.wire import header
 
 logger = logging.getLogger(__name__)
@@ -71,7 +74,8 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
 
     Its own lifespan, which the server runs, starts the orchestrator. `app.state.fleet` is the Fleet.
     """
-    scheduler = _scheduler(settings)
+    profiles = read_profiles(settings.profiles)
+    scheduler = _scheduler(settings, profiles)
     async with AsyncExitStack() as stack:
         store = await RedisStore.connect(settings)
         stack.push_async_callback(store.close)
@@ -84,9 +88,10 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
             scheduler,
             settings,
             sinks=(journal, spans, metrics),
-            event_log=_event_log(settings, scheduler),
+            event_log=_event_log(settings, scheduler, profiles),
             traceparent=spans.traceparent,
         )
+        metrics.registry.register(CorrectionCollector(scheduler.snapshot))
         fleet = Fleet(settings, orchestrator, static_engines)
         app = create_app(
             settings,
@@ -94,7 +99,7 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
             orchestrator=orchestrator,
             render_metrics=metrics.render,
             restore=spans.restore,
-            background=(fleet.run,),
+            background=(fleet.run, DriftLog(scheduler.snapshot).run),
         )
         app.state.fleet = fleet
         yield app
@@ -177,14 +182,14 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _scheduler(settings: Settings) -> Scheduler:
+def _scheduler(settings: Settings, profiles: ProfileBook) -> Scheduler:
     try:
-        return make_scheduler(settings.policy, seed=SEED)
+        return make_scheduler(settings.policy, seed=SEED, profiles=profiles)
     except SchedulerError as error:
         raise BadInput(f"AGENTSERVE_POLICY={settings.policy!r}: {error}") from None
 
 
-def _event_log(settings: Settings, scheduler: Scheduler) -> EventLog | None:
+def _event_log(settings: Settings, scheduler: Scheduler, profiles: ProfileBook) -> EventLog | None:
     if settings.event_log is None:
         return None
-    return EventLog(settings.event_log, header(settings.policy, scheduler.config, SEED))
+    return EventLog(settings.event_log, header(settings.policy, scheduler.config, SEED, profiles))

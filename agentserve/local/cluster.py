@@ -151,7 +151,7 @@ class LocalCluster:
             "seed": self._seed,
             "script": self._script,
         }
-        return [*_flags(flags), *(["--chaos"] if self._chaos else [])]
+        return [*_flags(flags), *self._profile_flags(), *(["--chaos"] if self._chaos else [])]
 
     def _worker_flags(self, name: str, group: Group, url: str) -> list[str]:
         flags: dict[str, Any] = {
@@ -166,12 +166,15 @@ class LocalCluster:
             "kv-capacity-tokens": group.kv_capacity_tokens,
             "kv-link-bytes-per-s": group.kv_link_bytes_per_s,
         }
-        return _flags(flags)
+        return [*_flags(flags), *self._profile_flags()]
+
+    def _profile_flags(self) -> list[str]:
+        return [part for path in self.fleet.profiles for part in ("--profiles", str(path.absolute()))]
 
     def _gateway(self) -> ChildProcess:
         return self._child(
             "gateway",
-            _agentserve("gateway", "--port", str(self._port), "--policy", self.policy),
+            _agentserve("gateway", "--port", str(self._port), "--policy", self.policy, *self._profile_flags()),
             http_ready(f"{self.gateway_url}/healthz"),
             self._settings,
         )

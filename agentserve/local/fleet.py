@@ -1,15 +1,16 @@
 """Which GPUs does the local cluster emulate? The fleet file, read and checked."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentserve.errors import BadInput
+from agentserve.profile_files import read_profiles
 from scheduler.errors import UnknownProfile
 from scheduler.events import Role
-from scheduler.profiles import load_profile
 
 MAX_FILE_BYTES: Final = 256 * 1024
 MAX_WORKERS: Final = 64
@@ -41,6 +42,8 @@ class Fleet(BaseModel):
     model: str
     speed: float = Field(default=1.0, gt=0, le=1000)
     stream_interval: int = Field(default=1, ge=1, le=1000)
+    profiles: tuple[Path, ...] = ()
+    """Files of users' own GPU profiles; in a fleet file relative to it."""
     workers: Annotated[tuple[Group, ...], Field(min_length=1)]
 
     def named(self) -> list[tuple[str, Group]]:
@@ -54,6 +57,13 @@ class Fleet(BaseModel):
         return result
 
 
+def check_profiles(fleet: Fleet) -> None:
+    """Raise BadInput for a bad profile file, UnknownProfile for a GPU that no profile is of."""
+    book = read_profiles(fleet.profiles)
+    for group in fleet.workers:
+        book(group.gpu, fleet.model)
+
+
 def default_fleet(*, speed: float = 1.0, stream_interval: int = 1) -> Fleet:
     """Two A100, an H100 and an H200 that serve Llama-3.1-8B."""
     return Fleet(
@@ -64,8 +74,8 @@ def default_fleet(*, speed: float = 1.0, stream_interval: int = 1) -> Fleet:
     )
 
 
-def read_fleet(path: Path) -> Fleet:
-    """Read a fleet file (TOML). BadInput names the file, the key and what is allowed."""
+def read_fleet(path: Path, profiles: Sequence[Path] = ()) -> Fleet:
+    """Read a fleet file (TOML), with `profiles` besides its own. BadInput names the file, the key and why."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -74,8 +84,8 @@ def read_fleet(path: Path) -> Fleet:
         raise BadInput(f"fleet file {path}: {len(raw):,} bytes, at most {MAX_FILE_BYTES:,} are read")
     try:
         fleet = Fleet.model_validate(tomllib.loads(raw.decode()))
-        for group in fleet.workers:
-            load_profile(group.gpu, fleet.model)
+        fleet = fleet.model_copy(update={"profiles": (*(path.parent / own for own in fleet.profiles), *profiles)})
+        check_profiles(fleet)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"fleet file {path}: not TOML: {error}") from None
     except ValidationError as error:

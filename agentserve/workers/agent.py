@@ -35,7 +35,7 @@ async def run_worker(config: WorkerConfig) -> None:
     Waits for the engine, and goes on trying for a broker, for as long as it takes. Raises BadInput for an unknown GPU,
     a model that the engine does not serve or a fact that nobody knows, and Unavailable after `ready_timeout_s`.
     """
-    check_gpu(config.gpu)
+    check_gpu(config)
     boot_id = f"{time.time_ns() // 1_000_000:x}-{secrets.token_hex(4)}"
     bus = Bus(
         config.mqtt_url,

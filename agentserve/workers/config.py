@@ -9,6 +9,7 @@ from agentserve.errors import BadInput
 from agentserve.workers.compatibility import MAX_GROUP_CHARS
 from agentserve.workers.kinds import AUTO
 from scheduler.events import Role
+from scheduler.profiles import ProfileBook
 
 _MAX_URL_CHARS = 512
 _NAME = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
@@ -54,6 +55,8 @@ class EngineConfig:
     """Instances of equal group may hand KV to each other; None: made of what the engine reports."""
     supports_priority: bool | None = None
     supports_replay: bool | None = None
+    profiles: ProfileBook = field(default=ProfileBook(), repr=False)
+    """The shipped GPU profiles and the user's own."""
     worker_id: str | None = None
     """Instance id; None: made of the GPU and the engine's address, so that a restarted worker keeps it."""
     api_key: str | None = field(default=None, repr=False)

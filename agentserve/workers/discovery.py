@@ -19,7 +19,7 @@ from agentserve.workers.probe import DEFAULT_BLOCK_TOKENS, Given, Probe, probe
 from agentserve.workers.trials import Skill
 from scheduler.errors import UnknownProfile
 from scheduler.events import Role
-from scheduler.profiles import GpuProfile, known_models, load_profile
+from scheduler.profiles import GpuProfile
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,10 @@ _HEALTH_TIMEOUT_S: Final = 5.0
 """Some health checks generate a token: SGLang's takes a second when it is idle."""
 
 
-def check_gpu(gpu: str) -> None:
+def check_gpu(config: EngineConfig) -> None:
     """Raise BadInput, naming the known ones, for a GPU without a profile."""
-    try:
-        load_profile(gpu, known_models()[0])
-    except UnknownProfile as error:
-        raise BadInput(str(error)) from None
+    if not config.profiles.knows_gpu(config.gpu):
+        raise BadInput(f"unknown gpu {config.gpu!r}; known: {', '.join(config.profiles.gpus())}")
 
 
 async def discover(config: EngineConfig, client: httpx.AsyncClient, boot_id: str) -> Announce:
@@ -43,7 +41,7 @@ async def discover(config: EngineConfig, client: httpx.AsyncClient, boot_id: str
 
     Raises BadInput (unknown GPU, another model, a fact that nobody knows) and Unavailable (not ready in time).
     """
-    check_gpu(config.gpu)
+    check_gpu(config)
     await _until_ready(config, client)
     found = await probe(
         client,
@@ -85,9 +83,9 @@ def choose_model(config: EngineConfig, served: tuple[str, ...]) -> str:
         raise BadInput(f"engine {config.engine_url} serves {names}: say which one with --model")
     if config.model in served:
         return config.model
-    wanted = _profile(config.gpu, config.model)
+    wanted = _profile(config, config.model)
     for name in served:
-        if wanted is not None and wanted == _profile(config.gpu, name):
+        if wanted is not None and wanted == _profile(config, name):
             return name
     raise BadInput(f"engine {config.engine_url} does not serve {config.model!r}; it serves {names}")
 
@@ -111,7 +109,7 @@ async def _until_ready(config: EngineConfig, client: httpx.AsyncClient) -> None:
 
 def _announce(config: EngineConfig, found: Probe, boot_id: str) -> Announce:
     """The facts, flags first, then the engine's own words, then the profile."""
-    facts, profile = found.facts, _profile(config.gpu, found.model)
+    facts, profile = found.facts, _profile(config, found.model)
     can_transfer = found.skills[Skill.KV_TRANSFER].found is True
     return Announce(
         worker_id=config.instance_id,
@@ -142,15 +140,15 @@ def _announce(config: EngineConfig, found: Probe, boot_id: str) -> Announce:
     )
 
 
-def _profile(gpu: str, model: str) -> GpuProfile | None:
+def _profile(config: EngineConfig, model: str) -> GpuProfile | None:
     try:
-        return load_profile(gpu, model)
+        return config.profiles(config.gpu, model)
     except UnknownProfile:
         return None
 
 
 def _kv_link(config: EngineConfig, profile: GpuProfile | None) -> float | None:
-    return config.kv_link_bytes_per_s or (profile.kv_link_bytes_per_s if profile else None)
+    return config.kv_link_bytes_per_s or (profile.kv_link_bytes_per_s if profile else None) or None
 
 
 def _known(flag: str, config: EngineConfig, value: int | None) -> int:

@@ -10,7 +10,11 @@ from agentserve.cli import app, cluster
 from agentserve.errors import Unavailable
 
 INSTANCE = {"instance_id": "h100-1", "gpu": "h100", "role": "mixed", "state": "online", "reported": {"running": 3}}
-CLUSTER = {"policy": "agentserve", "instances": [INSTANCE]}
+ESTIMATE = {
+    "instance_id": "h100-1", "prefill_correction": 1.04, "prefill_samples": 20.0, "decode_correction": 1.4,
+    "decode_samples": 9.0, "drifted": ["decode"],
+}  # fmt: skip
+CLUSTER = {"policy": "agentserve", "instances": [INSTANCE], "scheduler": {"instances": [ESTIMATE]}}
 RUNS = {"data": [{"run_id": "trip-42", "workflow": "trip", "steps": 2, "slo_s": 20.0}]}
 
 
@@ -37,3 +41,15 @@ def test_without_the_store_the_instances_are_shown_all_the_same(monkeypatch: pyt
     text = printed(monkeypatch, Unavailable("Redis at 127.0.0.1:6379: the connection failed"))
     assert "h100-1" in text
     assert "live runs are unknown: Redis at 127.0.0.1:6379: the connection failed" in text
+
+
+def test_how_far_a_profile_is_off_is_shown_and_drift_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(line for line in printed(monkeypatch, RUNS).splitlines() if "h100-1" in line)
+    assert "1.04" in row
+    assert "1.04 drift" not in row
+    assert "1.40 drift" in row
+
+
+def test_a_correction_without_samples_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ESTIMATE, "prefill_samples", 0.0)
+    assert "1.04" not in printed(monkeypatch, RUNS)

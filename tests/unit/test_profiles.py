@@ -115,7 +115,7 @@ def test_capability_is_that_of_the_own_constants():
 
 
 def test_a_missing_profile_is_told_with_the_own_ones():
-    with pytest.raises(UnknownProfile, match="own profiles: rtx-4090 × llama-3.1-8b"):
+    with pytest.raises(UnknownProfile, match=r"own profiles: rtx-4090 × llama-3\.1-8b"):
         profile_book([("mine.toml", OWN)])("b200", "llama-3.1-8b")
 
 
@@ -160,7 +160,7 @@ def test_a_log_with_own_profiles_replays_without_their_files():
         instance_id="a", model="my-llama", gpu="rtx-4090", role=Role.MIXED, kv_capacity_tokens=40_000,
         block_tokens=16, max_num_seqs=8, max_batched_tokens=2048, kv_bytes_per_token=131_072,
     )  # fmt: skip
-    joined = InstanceJoined("e1", spec)
+    joined = InstanceJoined(event_id="e1", instance=spec)
     decided = make_scheduler("agentserve", config, 0, profiles=book).handle(joined, 1.0)
     lines = [header("agentserve", config, 0, book), record(joined, 1.0, decided)]
 

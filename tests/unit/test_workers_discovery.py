@@ -10,7 +10,7 @@ from agentserve.errors import BadInput, Unavailable
 from agentserve.telemetry.messages import Announce
 from agentserve.workers.asking import MAX_METRICS_BYTES, fetch
 from agentserve.workers.config import EngineConfig, WorkerConfig
-from agentserve.workers.discovery import check_gpu, discover
+from agentserve.workers.discovery import check_gpu, client_for, discover
 from scheduler.events import Role
 from scheduler.profiles import load_profile
 from tests.integration.worker_parts import FakeEngine
@@ -82,6 +82,26 @@ async def test_an_engine_without_token_ids_or_priority_says_so() -> None:
     assert (announce.supports_replay, announce.supports_priority) == (False, False)
 
 
+async def test_an_engine_that_hands_over_kv_is_of_a_group_unless_another_is_given() -> None:
+    told = "nixl pull; vllm 0.32.0; meta-llama/Llama-3.1-8B-Instruct; block 32; cache auto"
+    assert (await facts(engine(has_kv_transfer=True))).kv_group == told
+    assert (await facts(engine(has_kv_transfer=True), kv_group="mine")).kv_group == "mine"
+    assert (await facts(engine(), kv_group="mine")).kv_group is None
+
+
+async def test_an_engine_without_metrics_hands_over_kv_if_it_is_said_to() -> None:
+    assert (await facts(engine(has_metrics=False))).kv_link_bytes_per_s is None
+    announced = await facts(engine(has_metrics=False), kv_transfer=True)
+    assert announced.kv_link_bytes_per_s is not None
+    assert announced.kv_group is not None
+
+
+async def test_the_kind_is_found_out_unless_it_is_given() -> None:
+    assert (await facts(engine(owner="agentserve-emulator"))).engine == "emulator"
+    given = await facts(engine(), engine="openai")
+    assert (given.engine, given.supports_replay) == ("openai", False)
+
+
 @pytest.mark.parametrize(("has_kv_transfer", "link"), [(True, 5e10), (False, None)])
 async def test_only_an_engine_that_hands_over_kv_has_a_link(has_kv_transfer: bool, link: float | None) -> None:
     assert (await facts(engine(has_kv_transfer=has_kv_transfer))).kv_link_bytes_per_s == link
@@ -124,7 +144,7 @@ async def test_an_unknown_gpu_is_refused_before_the_engine_is_asked() -> None:
             await discover(EngineConfig(engine_url=URL, gpu="abacus"), client, "boot")
     assert paths == []
     with pytest.raises(BadInput):
-        check_gpu("abacus")
+        check_gpu(EngineConfig(engine_url=URL, gpu="abacus"))
 
 
 async def test_an_engine_that_breaks_while_it_is_asked_is_unavailable() -> None:
@@ -157,6 +177,8 @@ async def test_an_endless_answer_is_cut_off() -> None:
         ({"speed": 0.0}, "speed 0.0"),
         ({"speed": float("nan")}, "speed nan"),
         ({"max_num_seqs": -1}, "max-num-seqs -1"),
+        ({"kv_group": ""}, "kv-group ''"),
+        ({"kv_group": "x" * 257}, "kv-group"),
         ({"report_interval_s": 0.0}, "report-interval"),
         ({"drain_timeout_s": -1.0}, "drain-timeout -1.0"),
     ],
@@ -171,3 +193,20 @@ def test_a_bad_value_is_named(bad: dict[str, Any], named: str) -> None:
 def test_a_configuration_never_shows_its_secrets() -> None:
     config = WorkerConfig(engine_url=URL, gpu="h100", mqtt_url="mqtt://me:hunter2@h", api_key="hunter2")
     assert "hunter2" not in repr(config)
+
+
+async def test_a_key_goes_with_questions_and_trials_alike() -> None:
+    real = engine()
+    keys = set()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.add(request.headers.get("authorization"))
+        body = json.loads(request.content) if request.content else {}
+        status, content = real.answer(request.method, request.url.path, body)
+        return httpx.Response(status, content=content)
+
+    config = EngineConfig(engine_url=URL, gpu="h100", api_key="secret")
+    async with client_for(config) as client:
+        client._transport = httpx.MockTransport(answer)
+        assert (await discover(config, client, "boot")).supports_replay
+    assert keys == {"Bearer secret"}
