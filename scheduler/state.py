@@ -270,6 +270,7 @@ class ClusterState:
         self._release(call)
         if call.state is CallState.MOVING:
             self._end_move(call)
+        call.state = CallState.HELD
         call.seat = None
         call.failures += 1
         call.failed_on = instance_id

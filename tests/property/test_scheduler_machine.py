@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scheduler import wire
 from scheduler.config import LengthConfig, MigrationConfig, SchedulerConfig
 from scheduler.core import Scheduler, make_scheduler
-from scheduler.decisions import Cancel, Decision, Dispatch, Hold, Migrate, Reject, WakeAt
+from scheduler.decisions import Cancel, Decision, Dispatch, Hold, Migrate, MoveBy, Reject, WakeAt
 from scheduler.events import (
     DeadlinesMoved,
     Event,
@@ -21,6 +21,7 @@ from scheduler.events import (
     InstanceJoined,
     InstanceLost,
     InstanceReported,
+    InstanceSpec,
     MigrationRefused,
     PrefillFinished,
     Progress,
@@ -42,7 +43,13 @@ CONFIG = SchedulerConfig(
     max_attempts=3,
     max_ended=5,
     migration=MigrationConfig(
-        min_gain_s=0.0, min_gain_share=0.0, min_chance_gain=0.0, cooldown_s=0.2, max_concurrent=2
+        min_gain_s=0.0,
+        min_gain_share=0.0,
+        min_chance_gain=0.0,
+        cooldown_s=0.2,
+        max_concurrent=2,
+        drain_patience_s=0.1,
+        kv_moves=True,
     ),
 )
 
@@ -54,16 +61,21 @@ def make(policy: str, config: SchedulerConfig, seed: int) -> Scheduler:
 class Driver(RuleBasedStateMachine):
     """A driver that tells the truth, late and in any order."""
 
-    @initialize(policy=st.sampled_from(policy_names()))
-    def begin(self, policy: str) -> None:
+    @initialize(
+        policy=st.sampled_from([*policy_names(), "agentserve", "agentserve"]),
+        roles=st.sampled_from([[Role.MIXED] * 2, [Role.MIXED] * 3, [Role.PREFILL, Role.DECODE, Role.DECODE]]),
+    )
+    def begin(self, policy: str, roles: list[Role]) -> None:
         self.policy = policy
         self.scheduler = make(policy, CONFIG, 7)
         self.now_s = 100.0
         self.ids = count()
-        self.live: set[str] = set()
+        self.live: dict[str, InstanceSpec] = {}
         self.calls: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, int] = {}
         self.log = [json.dumps(wire.header(policy, CONFIG, 7))]
+        for name, role in zip("abc", roles, strict=False):
+            self.join(name, "slow", role, "m", 1e9, None)
 
     def send(self, event: Event) -> list[Decision]:
         decisions = self.scheduler.handle(event, self.now_s)
@@ -78,10 +90,13 @@ class Driver(RuleBasedStateMachine):
     def follow(self, decision: Decision) -> None:
         match decision:
             case Dispatch():
-                assert {decision.prefill_instance, decision.decode_instance} <= self.live
+                assert {decision.prefill_instance, decision.decode_instance} <= self.live.keys()
                 assert self.calls[decision.request_id]["attempt"] < decision.attempt
+                if decision.is_split:
+                    self.hands_over(decision.prefill_instance, decision.decode_instance)
                 self.calls[decision.request_id] |= {
                     "attempt": decision.attempt,
+                    "prefill": decision.prefill_instance,
                     "on": decision.decode_instance,
                     "left": None,
                 }
@@ -89,10 +104,14 @@ class Driver(RuleBasedStateMachine):
                 assert decision.target in self.live
                 assert decision.source == self.calls[decision.request_id]["on"]
                 assert decision.source != decision.target
+                if decision.by is MoveBy.KV:
+                    self.hands_over(decision.source, decision.target)
                 self.calls[decision.request_id] |= {
                     "attempt": decision.attempt,
+                    "prefill": decision.source if decision.by is MoveBy.KV else decision.target,
                     "on": decision.target,
                     "left": decision.source,
+                    "left_prefill": self.calls[decision.request_id]["prefill"],
                 }
             case Reject():
                 self.end(decision.request_id)
@@ -102,6 +121,13 @@ class Driver(RuleBasedStateMachine):
                 assert decision.request_id not in self.calls
             case WakeAt():
                 assert decision.at_s >= self.now_s
+
+    def hands_over(self, prefill: str, decode: str) -> None:
+        giver, taker = self.live[prefill], self.live[decode]
+        assert None not in (giver.kv_link_bytes_per_s, taker.kv_link_bytes_per_s)
+        assert (giver.model, giver.kv_group) == (taker.model, taker.kv_group)
+        assert giver.role is not Role.DECODE
+        assert taker.role is not Role.PREFILL
 
     def end(self, name: str) -> None:
         del self.calls[name]
@@ -119,14 +145,25 @@ class Driver(RuleBasedStateMachine):
         self.now_s += seconds
 
     @rule(
-        name=NAMES, gpu=st.sampled_from(sorted(SPEED)), role=st.sampled_from(Role), model=MODELS, linked=st.booleans()
+        name=NAMES,
+        gpu=st.sampled_from(sorted(SPEED)),
+        role=st.sampled_from([Role.MIXED, *Role]),
+        model=MODELS,
+        link=st.sampled_from([1e9, 1e9, None]),
+        group=st.sampled_from([None, None, "x"]),
     )
-    def join(self, name: str, gpu: str, role: Role, model: str, linked: bool) -> None:
-        link = 1e9 if linked else None
-        self.live.add(name)
+    def join(self, name: str, gpu: str, role: Role, model: str, link: float | None, group: str | None) -> None:
         instance = spec(
-            name, gpu, role=role, model=model, kv_link_bytes_per_s=link, kv_capacity_tokens=2000, max_num_seqs=2
+            name,
+            gpu,
+            role=role,
+            model=model,
+            kv_link_bytes_per_s=link,
+            kv_group=group,
+            kv_capacity_tokens=2000,
+            max_num_seqs=2,
         )
+        self.live[name] = instance
         self.send(InstanceJoined(event_id=self.event_id(), instance=instance))
 
     @precondition(lambda self: self.live)
@@ -155,10 +192,11 @@ class Driver(RuleBasedStateMachine):
     @rule(data=st.data(), is_told=st.booleans())
     def lose(self, data: st.DataObject, is_told: bool) -> None:
         name = data.draw(st.sampled_from(sorted(self.live)))
-        self.live.remove(name)
+        del self.live[name]
         self.send(InstanceLost(event_id=self.event_id(), instance_id=name, reason="will"))
         for request_id in sorted(self.calls):
-            if is_told and self.calls.get(request_id, {}).get("on") == name:
+            placed = self.calls.get(request_id, {})
+            if is_told and placed.get("on") is not None and name in (placed["on"], placed["prefill"]):
                 self.break_off(request_id, name, retryable=True)
 
     @rule(
@@ -172,8 +210,13 @@ class Driver(RuleBasedStateMachine):
     def arrive(
         self, model: str, prompt: int, limit: int | None, target_s: float | None, prefix: int, refused: str | None
     ) -> None:
+        self.ask(model, prompt, limit, target_s, prefix, refused)
+
+    def ask(
+        self, model: str, prompt: int, limit: int | None, target_s: float | None, prefix: int, refused: str | None
+    ) -> str:
         name = f"r{next(self.ids)}"
-        self.calls[name] = {"attempt": 0, "on": None, "left": None, "tokens": 0}
+        self.calls[name] = {"attempt": 0, "prefill": None, "on": None, "left": None, "tokens": 0}
         arrived = call(
             name,
             model=model,
@@ -186,13 +229,35 @@ class Driver(RuleBasedStateMachine):
             migration_refused=refused,
         )
         self.send(arrived)
+        return name
+
+    @rule(prompt=st.integers(100, 1500), tokens=st.integers(0, 60), stalls_s=st.floats(0.0, 10.0))
+    def arrive_and_stall(self, prompt: int, tokens: int, stalls_s: float) -> None:
+        """The way to a move, which rules one by one would rarely find: two mixed instances and a late call on one."""
+        for instance in "ab":
+            self.join(instance, "slow", Role.MIXED, "m", 1e9, None)
+        name = self.ask("m", prompt, None, 1.0, 0, None)
+        if name in self.calls and self.calls[name]["on"] is not None:
+            self.send(FirstToken(event_id=self.event_id(), request_id=name))
+            self.calls[name]["tokens"] = tokens
+            self.send(Progress(event_id=self.event_id(), request_id=name, output_tokens=tokens))
+            self.now_s += stalls_s
+            self.wake()
 
     @precondition(lambda self: self.calls)
-    @rule(data=st.data(), cached=st.none() | st.integers(0, 2000))
-    def first_token(self, data: st.DataObject, cached: int | None) -> None:
+    @rule(data=st.data())
+    def prefill_finished(self, data: st.DataObject) -> None:
+        name = self.pick(data)
+        if self.calls[name]["on"] != self.calls[name]["prefill"]:
+            self.send(PrefillFinished(event_id=self.event_id(), request_id=name))
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), cached=st.none() | st.integers(0, 2000), is_told=st.booleans())
+    def first_token(self, data: st.DataObject, cached: int | None, is_told: bool) -> None:
         name = self.pick(data)
         if self.calls[name]["on"] is not None:
-            self.send(PrefillFinished(event_id=self.event_id(), request_id=name))
+            if is_told:
+                self.send(PrefillFinished(event_id=self.event_id(), request_id=name))
             self.calls[name]["left"] = None
             self.send(FirstToken(event_id=self.event_id(), request_id=name, cached_tokens=cached))
 
@@ -215,14 +280,14 @@ class Driver(RuleBasedStateMachine):
             self.send(RequestFinished(event_id=self.event_id(), request_id=name, prompt_tokens=1, output_tokens=tokens))
 
     @precondition(lambda self: self.calls)
-    @rule(data=st.data(), retryable=st.booleans())
-    def fail(self, data: st.DataObject, retryable: bool) -> None:
+    @rule(data=st.data(), retryable=st.booleans(), leg=st.sampled_from(["on", "on", "prefill", "left"]))
+    def fail(self, data: st.DataObject, retryable: bool, leg: str) -> None:
         name = self.pick(data)
-        if self.calls[name]["on"] is not None:
-            self.break_off(name, self.calls[name]["on"], retryable=retryable)
+        if self.calls[name]["on"] is not None and self.calls[name][leg] is not None:
+            self.break_off(name, self.calls[name][leg], retryable=retryable)
 
     def break_off(self, name: str, instance: str, *, retryable: bool) -> None:
-        self.calls[name] |= {"on": None, "left": None}
+        self.calls[name] |= {"prefill": None, "on": None, "left": None}
         event = RequestFailed(
             event_id=self.event_id(),
             request_id=name,
@@ -247,7 +312,12 @@ class Driver(RuleBasedStateMachine):
         name = self.pick(data)
         source = self.calls[name]["left"]
         if source is not None:
-            self.calls[name] |= {"attempt": self.calls[name]["attempt"] - 1, "on": source, "left": None}
+            self.calls[name] |= {
+                "attempt": self.calls[name]["attempt"] - 1,
+                "prefill": self.calls[name]["left_prefill"],
+                "on": source,
+                "left": None,
+            }
             self.send(MigrationRefused(event_id=self.event_id(), request_id=name, reason="busy"))
 
     @precondition(lambda self: self.calls)

@@ -126,6 +126,16 @@ def test_a_call_that_fails_on_the_move_goes_to_the_other(broken: str, target: st
     assert (again.decode_instance, again.attempt) == (target, 3)
 
 
+def test_a_call_that_fails_for_good_on_the_move_leaves_room_for_other_moves() -> None:
+    cluster = straggling()
+    only_move(cluster.progress(1.7, "r", 40))
+    failed = RequestFailed(
+        event_id="x", request_id="r", instance_id="b", output_tokens=40, error="bad request", retryable=False
+    )
+    assert kinds(cluster.at(1.8, failed)) == ["Reject"]
+    assert cluster.scheduler._state.moving == 0
+
+
 def test_a_call_may_end_or_be_cancelled_on_the_move() -> None:
     cluster = straggling()
     only_move(cluster.progress(1.7, "r", 40))
