@@ -60,7 +60,9 @@ def parse_call(body: Any, config: EmulatorConfig, model: Model, *, is_chat: bool
     _refuse_unsupported(body)
     prompt_ids = render_chat(body) if is_chat else _prompt_ids(body)
     limit = _token_limit(body, len(prompt_ids), config.context_limit, is_chat=is_chat)
-    minimum = limit if body.get("ignore_eos") else min(limit, _integer(body, "min_tokens", 0, low=0))
+    minimum = min(limit, _integer(body, "min_tokens", 0, low=0))
+    if body.get("ignore_eos"):
+        minimum = limit
     reply = model.reply(prompt_ids, minimum)
     output_ids = reply.ids[reply.given : reply.given + limit]
     finish_reason = "length" if len(reply.ids) - reply.given > limit or body.get("ignore_eos") else "stop"

@@ -81,7 +81,7 @@ class App:
             await _answer(send, 200, body, headers)
         elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
             body = await _read_json(receive, self.config.max_body_bytes)
-            call = parse_call(body, self.config, self._model, is_chat=path == "/v1/chat/completions")
+            call = self._accept(body, is_chat=path == "/v1/chat/completions")
             await self._complete(call, _request_id(body, scope), arrived_s, receive, send)
         elif method == "POST" and path in _POST:
             body = await _read_json(receive, self.config.max_body_bytes)
@@ -90,6 +90,16 @@ class App:
             raise NotFound(f"{method} {path}: no such route")
 
     # Completions ------------------------------------------------------------------------------------------------
+
+    def _accept(self, body: Any, *, is_chat: bool) -> Call:
+        """The call that a body asks for; a refused decode leg frees, as in vLLM, what its prefill leg had kept."""
+        try:
+            return parse_call(body, self.config, self._model, is_chat=is_chat)
+        except AgentServeError:
+            params = body.get("kv_transfer_params") if isinstance(body, dict) else None
+            if isinstance(params, dict) and (handle := handle_from(params)) is not None:
+                self._peers.release_soon(handle)
+            raise
 
     async def _complete(self, call: Call, request_id: str, arrived_s: float, receive: Receive, send: Send) -> None:
         self._calls += 1

@@ -91,6 +91,17 @@ def render(engine: Engine, histograms: Histograms, model: str, lag_s: float, los
     for kind, values in (("gauge", gauges), ("counter", totals)):
         for name, value in values.items():
             lines += (f"# TYPE {name} {kind}", f"{name}{{{labels}}} {value}")
+    received = min(counters.transferred_tokens, counters.prompt_tokens)
+    cached = min(counters.prefix_hits, counters.prompt_tokens - received)
+    sources = {
+        "external_kv_transfer": received,
+        "local_cache_hit": cached,
+        "local_compute": counters.prompt_tokens - received - cached,
+    }
+    lines.append("# TYPE vllm:prompt_tokens_by_source_total counter")
+    lines += (
+        f'vllm:prompt_tokens_by_source_total{{{labels},source="{name}"}} {value}' for name, value in sources.items()
+    )
     lines += ("# TYPE vllm:cache_config_info gauge", f"vllm:cache_config_info{{{_cache_labels(engine)}}} 1.0")
     lines += histograms.first_token.lines("vllm:time_to_first_token_seconds", labels)
     lines += histograms.inter_token.lines("vllm:inter_token_latency_seconds", labels)

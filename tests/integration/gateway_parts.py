@@ -154,9 +154,13 @@ async def gateway(
     redis: RedisServer | None = None,
     urls: list[str] | None = None,
     log: EventLog | None = None,
+    announce: Callable[[str, str], Announce] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
-    """A gateway in front of `engines` (or those that listen at `urls` already), ready for calls."""
+    """A gateway in front of `engines` (or those that listen at `urls` already), ready for calls.
+
+    `announce(worker_id, url)` tells what the engines are; without it, what the emulator is.
+    """
     async with AsyncExitStack() as stack:
         server = redis or await stack.enter_async_context(RedisServer())
         configured = Settings(redis_url=server.url, mqtt_url=None, policy=policy, **settings)
@@ -183,7 +187,7 @@ async def gateway(
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30, trust_env=False))
         made = Gateway(client, orchestrator, app, store, server, addresses)
         for i, address in enumerate(addresses):
-            fleet.registry.add_static(announcement(f"e{i}", address), time.time())
+            fleet.registry.add_static((announce or announcement)(f"e{i}", address), time.time())
         yield made
 
 
