@@ -31,6 +31,14 @@ from agentserve.workers.trials import (
 
 DEFAULT_BLOCK_TOKENS: Final = 16
 _GIVEN: Final = "given"
+_ONE_PHASE: Final = "not tried: it serves one phase only"
+_TRIALS: Final = {
+    Skill.CHAT_IDS: try_chat_ids,
+    Skill.CACHED_TOKENS: try_cached_tokens,
+    Skill.TOKENIZE: try_tokenize,
+    Skill.DETOKENIZE: try_detokenize,
+    Skill.GUIDED: try_guided,
+}
 _NO_IDS: Final = Finding(False, "this kind of engine has none")
 _KV_TOLD: Final = {
     KvDialect.BOOTSTRAP: "disaggregation_mode",
@@ -101,11 +109,12 @@ async def probe(
         timeout_s=timeout_s,
     )
     try:
-        skills, subject = await _token_ids(subject, given, thorough=thorough)
-        skills[Skill.PRIORITY] = await _ordering(subject, identity, given)
+        tries = facts.role is None  # a server of one phase would wait for its other half
+        skills, subject = await _token_ids(subject, given, tries=tries, thorough=thorough)
+        skills[Skill.PRIORITY] = await _ordering(subject, identity, given, tries=tries)
         skills[Skill.KV_TRANSFER] = _kv_transfer(adapter.capabilities.kv_dialect, identity, text, given.kv_transfer)
         if thorough:
-            skills |= await _the_rest(subject, identity)
+            skills |= await _the_rest(subject, identity, tries=tries)
     finally:
         await adapter.close()
     names = adapter.capabilities.metrics
@@ -126,11 +135,16 @@ async def probe(
     )
 
 
-async def _token_ids(subject: Subject, given: Given, *, thorough: bool) -> tuple[dict[Skill, Finding], Subject]:
+async def _token_ids(
+    subject: Subject, given: Given, *, tries: bool, thorough: bool
+) -> tuple[dict[Skill, Finding], Subject]:
     """What decides whether calls can move; the subject comes back with ids of its own, which other trials need."""
     skills: dict[Skill, Finding] = {}
     if given.replay is None or thorough:
-        if subject.adapter.capabilities.can_replay:
+        if not tries:
+            skills[Skill.TOKENS_OUT] = Finding(subject.adapter.capabilities.tokens_out, _ONE_PHASE)
+            skills[Skill.TOKENS_IN] = Finding(subject.adapter.capabilities.tokens_in, _ONE_PHASE)
+        elif subject.adapter.capabilities.can_replay:
             skills[Skill.TOKENS_OUT], skills[Skill.TOKENS_IN], ids = await try_token_ids(subject)
             subject = replace(subject, ids=ids)
         else:
@@ -140,13 +154,15 @@ async def _token_ids(subject: Subject, given: Given, *, thorough: bool) -> tuple
     return skills, subject
 
 
-async def _ordering(subject: Subject, identity: Identity, given: Given) -> Finding:
+async def _ordering(subject: Subject, identity: Identity, given: Given, *, tries: bool) -> Finding:
     if given.priority is not None:
         return Finding(given.priority, _GIVEN)
     told = identity.told.get("enable_priority_scheduling")
     if isinstance(told, bool):
-        return Finding(told, f"it says enable_priority_scheduling: {str(told).lower()}")
-    return await try_priority(subject)
+        if told and identity.told.get("schedule_low_priority_values_first"):
+            return Finding(False, "it says schedule_low_priority_values_first: another order than its adapter's")
+        return Finding(told, f"its description says enable_priority_scheduling: {str(told).lower()}")
+    return await try_priority(subject) if tries else Finding(None, _ONE_PHASE)
 
 
 def _kv_transfer(dialect: KvDialect | None, identity: Identity, page: bytes, given: bool | None) -> Finding:
@@ -167,20 +183,14 @@ def _kv_transfer(dialect: KvDialect | None, identity: Identity, page: bytes, giv
     return Finding(False, f"its metrics have no {NIXL_LEASES}: there is no NIXL connector")
 
 
-async def _the_rest(subject: Subject, identity: Identity) -> dict[Skill, Finding]:
-    skills = {
-        Skill.CHAT_IDS: await try_chat_ids(subject),
-        Skill.CACHED_TOKENS: await try_cached_tokens(subject),
-        Skill.TOKENIZE: await try_tokenize(subject),
-        Skill.DETOKENIZE: await try_detokenize(subject),
-        Skill.GUIDED: await try_guided(subject),
-    }
+async def _the_rest(subject: Subject, identity: Identity, *, tries: bool) -> dict[Skill, Finding]:
+    skills = {skill: await trial(subject) if tries else Finding(None, _ONE_PHASE) for skill, trial in _TRIALS.items()}
     for skill, name in ((Skill.TOOLS, "tool_call_parser"), (Skill.REASONING, "reasoning_parser")):
         if name in identity.told:
             told = identity.told[name]
             skills[skill] = Finding(told is not None, f"its description says {name}: {str(told)[:40]}")
     if Skill.TOOLS not in skills:
-        skills[Skill.TOOLS] = await try_tools(subject)
+        skills[Skill.TOOLS] = await try_tools(subject) if tries else Finding(None, _ONE_PHASE)
     skills.setdefault(Skill.REASONING, Finding(None, "this kind of engine does not tell"))
     return skills
 

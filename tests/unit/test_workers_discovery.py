@@ -30,9 +30,9 @@ def client_of(engine: FakeEngine, paths: list[str] | None = None) -> httpx.Async
     return httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL)
 
 
-async def facts(engine: FakeEngine, **options: Any) -> Announce:
+async def facts(fake: FakeEngine, **options: Any) -> Announce:
     config = EngineConfig(**{"engine_url": URL, "gpu": "h100", **options})
-    async with client_of(engine) as client:
+    async with client_of(fake) as client:
         return await discover(config, client, "boot")
 
 

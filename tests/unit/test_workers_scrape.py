@@ -1,11 +1,27 @@
 """What is read from an engine's metrics text, and what is made of two readings."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentserve.workers.scrape import CacheConfig, Change, Reading, cache_config, change, parse, read, restarted
+from agentserve.engines.metric_names import VLLM_METRICS
+from agentserve.workers.scrape import (
+    NIXL_LEASES,
+    CacheConfig,
+    Change,
+    Reading,
+    cache_config,
+    change,
+    parse,
+    present,
+    read,
+    restarted,
+)
+
+RECORDED = (Path(__file__).parent / "recorded" / "vllm_0_32_metrics.txt").read_bytes()
+"""A whole page of a real vLLM 0.32 with a NIXL connector after one call, less most buckets."""
 
 # A real vLLM 0.32 server's /metrics, cut to the lines around those that matter.
 VLLM = b"""\
@@ -174,3 +190,68 @@ def test_growth_and_unknown_counters_are_no_restart() -> None:
     before = counters(0.0)
     assert not restarted(before, counters(1.0, generation_tokens=501.0))
     assert not restarted(before, replace(before, generation_tokens=None, process_start_s=None))
+
+
+def test_a_real_vllm_publishes_every_metric_that_is_read() -> None:
+    assert present(RECORDED, VLLM_METRICS) == dict(VLLM_METRICS)
+    assert present(RECORDED, {"leases": NIXL_LEASES}) == {"leases": NIXL_LEASES}
+    assert cache_config(RECORDED) == CacheConfig(8192, 32, "auto")
+    assert read(RECORDED, at_s=1.0) == Reading(
+        at_s=1.0,
+        running=0,
+        waiting=0,
+        kv_usage=0.0,
+        preemptions=0.0,
+        prefix_queries=15.0,
+        prefix_hits=0.0,
+        prompt_tokens=15.0,
+        computed_tokens=15.0,
+        generation_tokens=1.0,
+        process_start_s=1_795_498_812.41,
+    )
+
+
+def test_the_cache_size_that_vllm_names_wins_over_blocks_times_their_size() -> None:
+    text = b'vllm:cache_config_info{block_size="32",kv_cache_size_tokens="9000",num_gpu_blocks="256"} 1.0\n'
+    assert cache_config(text) == CacheConfig(9000, 32, None)
+
+
+OTHER = {"running": "other:running", "waiting": "other:waiting", "kv_usage": "other:usage",
+         "prompt_tokens": "other:prompt", "prefix_queries": "other:prompt", "prefix_hits": "other:cached",
+         "generation_tokens": "other:made"}  # fmt: skip
+OTHER_TEXT = b"""\
+other:running{rank="0"} 2
+other:running_reqs{rank="0"} 99
+other:usage 0.5
+other:prompt{model="m"} 100
+other:cached{source="device"} 30
+other:cached{source="host"} 10
+other:made 7
+vllm:num_requests_running 55
+"""
+
+
+def test_another_kind_of_engine_is_another_mapping() -> None:
+    assert read(OTHER_TEXT, 1.0, OTHER) == Reading(
+        at_s=1.0,
+        running=2,
+        kv_usage=0.5,
+        prefix_queries=100.0,
+        prefix_hits=40.0,
+        prompt_tokens=100.0,
+        computed_tokens=60.0,
+        generation_tokens=7.0,
+    )
+
+
+def test_tokens_that_an_engine_names_as_computed_are_taken_as_they_are() -> None:
+    names = {"computed_tokens": "other:prompt", "generation_tokens": "other:made"}
+    reading = read(OTHER_TEXT, 1.0, names)
+    assert (reading.computed_tokens, reading.prompt_tokens) == (100.0, None)
+
+
+def test_an_engine_without_a_start_time_shows_its_restart_by_its_counters() -> None:
+    before = read(OTHER_TEXT, 1.0, OTHER)
+    after = read(OTHER_TEXT.replace(b"made 7", b"made 1"), 2.0, OTHER)
+    assert restarted(before, after)
+    assert not restarted(before, replace(before, at_s=2.0))

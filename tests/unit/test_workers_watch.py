@@ -1,9 +1,11 @@
 """When a look at an engine finds it well, unwell, or another one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 
+from agentserve.engines.metric_names import VLLM_METRICS
 from agentserve.workers.scrape import Change
 from agentserve.workers.watch import EngineWatch
 from tests.integration.worker_parts import FakeEngine
@@ -12,8 +14,9 @@ from tests.integration.worker_parts import FakeEngine
 class Scene:
     """An engine, a clock that the test sets, and a watch."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.now_s = 100.0
+        self.takes_s = 0.0
         self.engine = FakeEngine(port=1)
         self.fails: Callable[[httpx.Request], Exception | None] = lambda request: None
         self.asked: list[str] = []
@@ -22,10 +25,13 @@ class Scene:
             recheck_every_s=5.0,
             wall_clock=lambda: 1e9 + self.now_s,
             steady_clock=lambda: self.now_s,
+            **options,
         )
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request.url.path)
+        if request.url.path.endswith("/metrics"):
+            self.now_s += self.takes_s
         if error := self.fails(request):
             raise error
         status, body = self.engine.answer(request.method, request.url.path, {})
@@ -113,3 +119,50 @@ async def test_another_model_or_version_is_noticed_at_the_next_recheck() -> None
     scene.engine.models = ["another"]
     scene.now_s += 5.0
     assert (await scene.watch.look()).is_another
+
+
+async def test_metrics_that_come_slowly_are_asked_for_less_often_but_health_at_every_look() -> None:
+    scene = Scene(read_every_s=0.2)
+    scene.takes_s = 0.02
+    readings = []
+    for _ in range(50):
+        readings.append((await scene.watch.look()).reading)
+        scene.now_s += 0.2
+    assert scene.asked.count("/metrics") == sum(reading is not None for reading in readings) == 10
+    assert scene.asked.count("/health") >= 40
+
+
+async def test_rates_span_the_looks_that_read_nothing() -> None:
+    scene = Scene(read_every_s=1.0)
+    await scene.watch.look()
+    scene.engine.counters["generation_tokens"] += 200
+    scene.now_s += 0.5
+    between = await scene.watch.look()
+    assert (between.healthy, between.reading, between.change) == (True, None, Change())
+    scene.now_s += 0.5
+    assert (await scene.watch.look()).change.decode_tokens_per_s == 200.0
+
+
+async def test_an_engine_that_dies_between_two_readings_is_noticed_at_the_next_look() -> None:
+    scene = Scene(read_every_s=2.0)
+    await scene.watch.look()
+    scene.now_s += 0.2
+    scene.engine.health = 503
+    assert not (await scene.watch.look()).healthy
+    scene.engine.health = 200
+    scene.now_s += 0.2
+    back = await scene.watch.look()
+    assert (back.healthy, back.is_another, back.reading is not None) == (True, True, True)
+
+
+async def test_a_kind_without_metrics_is_not_asked_for_any() -> None:
+    scene = Scene(kind="openai", names={})
+    assert (await scene.watch.look()).reading is None
+    assert "/metrics" not in scene.asked
+
+
+async def test_tensorrt_llms_draining_page_is_never_read() -> None:
+    scene = Scene(kind="trtllm", names=VLLM_METRICS)
+    await scene.watch.look()
+    assert "/prometheus/metrics" in scene.asked
+    assert "/metrics" not in scene.asked
