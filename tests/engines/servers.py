@@ -173,7 +173,7 @@ _QUIET: Final = {
     "OMP_NUM_THREADS": "1",
     "KMP_BLOCKTIME": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
-    "PYTHONPATH": str(Path(__file__).with_name("yielding")),
+    "PYTHONPATH": str(Path(__file__).with_name("two_cores")),
 }
 
 _VLLM_ENVIRONMENT: Final = {
