@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     """OTLP/HTTP base URL; unset: no spans are exported."""
     profiles: Annotated[tuple[Path, ...], NoDecode] = ()
     """Files of the user's own GPU profiles; in the variable with `:` between them (`;` on Windows)."""
+    kv_moves: bool = False
+    """Move a running call by its KV cache, where both engines share a transfer and that costs less than a replay."""
     event_log: Path | None = None
     """Record every scheduler event and decision here (JSON lines), for replay."""
 

@@ -38,6 +38,9 @@ def gateway(
     ] = None,
     event_log: Annotated[Path | None, typer.Option(help="Record scheduler events and decisions here")] = None,
     profiles: ProfilesFlag = None,
+    kv_moves: Annotated[
+        bool | None, typer.Option("--kv-moves/--no-kv-moves", help="Move calls by their KV where that costs less")
+    ] = None,
 ) -> None:
     """Serve the OpenAI-compatible API; settings come from AGENTSERVE_* variables, flags win."""
     import uvloop
@@ -54,6 +57,7 @@ def gateway(
         mqtt_url=mqtt,
         event_log=event_log,
         profiles=profiles or None,
+        kv_moves=kv_moves,
     )
     book = read_profiles(settings.profiles)
     static = [_static_engine(text, book) for text in engine or ()]

@@ -26,6 +26,7 @@ from agentserve.telemetry.tracing import SpanSink, make_tracer_provider
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
 from agentserve.workers.config import EngineConfig
+from scheduler.config import MigrationConfig, SchedulerConfig
 from scheduler.core import Scheduler, make_scheduler
 from scheduler.errors import SchedulerError
 from scheduler.profiles import ProfileBook
@@ -183,8 +184,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _scheduler(settings: Settings, profiles: ProfileBook) -> Scheduler:
+    config = SchedulerConfig(migration=MigrationConfig(kv_moves=settings.kv_moves))
     try:
-        return make_scheduler(settings.policy, seed=SEED, profiles=profiles)
+        return make_scheduler(settings.policy, config, seed=SEED, profiles=profiles)
     except SchedulerError as error:
         raise BadInput(f"AGENTSERVE_POLICY={settings.policy!r}: {error}") from None
 
