@@ -1,12 +1,13 @@
 """How does a running call best get to each other instance: by replay of its tokens, or by a move of its KV?
 
     replay = queue + seat + prefill at the target
-    kv     = queue + prefill of the last partial block at the source + transfer + seat at the target
+    kv     = queue + prefill of the last block at the source + transfer + seat at the target
 
 An aborted request hands over nothing. For a KV move the driver stops the stream, then asks the source for one more
-token behind prompt and output so far; its prefix cache holds all of that but the last block, and what the request ends
-with is kept for transfer. So a call that never moves pays nothing, and no token is made twice over at the slower place.
-`transfer` and the rules of who can hand KV to whom are those of a split (placement.py): it is one.
+token behind prompt and output so far; its prefix cache holds all of that but the last block (less where it was found to
+hold less than expected: `trust`), and what the request ends with is kept for transfer. So a call that never moves pays
+nothing, and one that moves makes one token more. `transfer` and the rules of who can hand KV to whom are those of a
+split (placement.py): it is one.
 """
 
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _cheaper(
 ) -> Ways:
     source, context = replay.source, float(demand.context_tokens)
     fresh, chunk_s = _last_block(pool, source, context)
-    step_s = chunk_s + pool.chunk_base_s.item(source)
+    step_s = chunk_s + max(fresh / pool.max_batched.item(source), 1.0) * pool.chunk_base_s.item(source)
     queue_s = terms.wait_s.item(source) - terms.seat_s.item(source) + terms.seat_s
     transfer_s = np.full(len(pool.ids), np.inf)
     bytes_ = np.maximum(context - terms.cached, 0.0) * pool.kv_bytes[source]
@@ -109,7 +110,8 @@ def _cheaper(
 
 def _last_block(pool: Pool, source: int, context: float) -> tuple[float, float]:
     """Tokens that the source computes again, at least one, and how long without the cost of a step."""
-    fresh = (context - 1.0) % pool.specs[pool.ids[source]].block_tokens + 1.0
+    last = (context - 1.0) % pool.specs[pool.ids[source]].block_tokens + 1.0
+    fresh = context - (context - last) * pool.trust.item(source)
     p1, p2 = pool.p1.item(source), pool.p2.item(source)
     return fresh, p1 * fresh + p2 * fresh * (2.0 * context - fresh)
 

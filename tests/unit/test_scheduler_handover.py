@@ -314,6 +314,17 @@ def test_a_slow_link_is_worse_than_replay() -> None:
     assert move.reason.rule.endswith("; by replay: 4.051 s against 4.064 s by KV")
 
 
+def test_a_source_that_was_found_to_cache_nothing_would_prefill_it_all_again() -> None:
+    def learn(cluster: Cluster) -> None:
+        cluster.scheduler._state.pools["m"].trust[0] = 0.0
+
+    _, decisions = draining(before=learn)
+    move = only_move(decisions)
+    # 4051 tokens in two chunks beside a step of 10 ms each (4051/2048 of them), and the transfer.
+    assert move.by is MoveBy.REPLAY
+    assert move.reason.rule.endswith("; by replay: 4.051 s against 4.111 s by KV")
+
+
 def test_a_late_call_is_rescued_by_its_kv() -> None:
     limits = MigrationConfig(kv_moves=True)
     lengths = LengthConfig(prior_median_tokens=400.0, prior_sigma=0.05)
