@@ -7,8 +7,6 @@ from typing import Any, Final
 import httpx
 import orjson
 
-from agentserve.engines.http import error_message
-
 MAX_METRICS_BYTES: Final = 4 * 2**20
 MAX_ANSWER_BYTES: Final = 1 * 2**20
 
@@ -45,19 +43,21 @@ def as_object(body: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a POST brought: `value` if it was a success with a JSON object, else what the engine `said`."""
+    """What a POST brought; `value` if that was a JSON object."""
 
     status: int
     value: Mapping[str, Any] | None = None
-    said: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it was a success."""
+        return self.status < 400
 
 
 async def post(client: httpx.AsyncClient, path: str, body: Mapping[str, Any], timeout_s: float) -> Answer:
     """POST a JSON body. Raises httpx.HTTPError."""
     async with client.stream("POST", path, json=body, timeout=timeout_s) as response:
         raw = await _limited(response, MAX_ANSWER_BYTES)
-    if not response.is_success:
-        return Answer(response.status_code, said=error_message(raw)[0])
     return Answer(response.status_code, as_object(raw))
 
 

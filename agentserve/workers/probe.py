@@ -174,8 +174,9 @@ def _kv_transfer(dialect: KvDialect | None, identity: Identity, page: bytes, giv
     if dialect is not KvDialect.NIXL_PULL:
         name = _KV_TOLD[dialect]
         told = identity.told.get(name)
-        is_set = told not in (None, "null", "", {})
-        return Finding(is_set, f"its description says {name}{f': {told}' if isinstance(told, str) else ''}"[:80])
+        if told in (None, "", {}):
+            return Finding(False, f"its description has no {name}")
+        return Finding(told != "null", f"its description has {name}{f': {told}' if isinstance(told, str) else ''}"[:80])
     if not present(page, {"running": RUNNING}):
         return Finding(None, "not known without metrics: say --kv-transfer or --no-kv-transfer to its worker")
     if present(page, {"leases": NIXL_LEASES}):
@@ -184,13 +185,13 @@ def _kv_transfer(dialect: KvDialect | None, identity: Identity, page: bytes, giv
 
 
 async def _the_rest(subject: Subject, identity: Identity, *, tries: bool) -> dict[Skill, Finding]:
-    skills = {skill: await trial(subject) if tries else Finding(None, _ONE_PHASE) for skill, trial in _TRIALS.items()}
+    skills = {skill: await trial(subject) for skill, trial in _TRIALS.items()} if tries else {}
     for skill, name in ((Skill.TOOLS, "tool_call_parser"), (Skill.REASONING, "reasoning_parser")):
         if name in identity.told:
             told = identity.told[name]
             skills[skill] = Finding(told is not None, f"its description says {name}: {str(told)[:40]}")
-    if Skill.TOOLS not in skills:
-        skills[Skill.TOOLS] = await try_tools(subject) if tries else Finding(None, _ONE_PHASE)
+    if Skill.TOOLS not in skills and tries:
+        skills[Skill.TOOLS] = await try_tools(subject)
     skills.setdefault(Skill.REASONING, Finding(None, "this kind of engine does not tell"))
     return skills
 

@@ -117,7 +117,7 @@ async def try_tokenize(subject: Subject) -> Finding:
     if isinstance(answer, Finding):
         return answer
     tokens = (answer.value or {}).get("tokens")
-    return Finding(isinstance(tokens, list) and bool(tokens), f"it answered {answer.status}")
+    return _verdict(answer, isinstance(tokens, list) and bool(tokens), "it")
 
 
 async def try_detokenize(subject: Subject) -> Finding:
@@ -135,11 +135,11 @@ async def try_detokenize(subject: Subject) -> Finding:
 async def try_guided(subject: Subject) -> Finding:
     """Whether an answer can be held to a JSON schema; where chat is not to be had, in a completion."""
     answer = await _post(subject, CHAT, _body(subject, {"messages": _MESSAGES, "response_format": _FORMAT}))
-    if isinstance(answer, Answer) and answer.value is None:
+    if isinstance(answer, Answer) and not answer.is_good:
         answer = await _post(subject, COMPLETIONS, _body(subject, {"prompt": "ping", "response_format": _FORMAT}))
     if isinstance(answer, Finding):
         return answer
-    return Finding(answer.value is not None, f"a call with a JSON schema was answered {answer.status}")
+    return _verdict(answer, answer.is_good, "a call with a JSON schema")
 
 
 async def try_tools(subject: Subject) -> Finding:
@@ -148,9 +148,9 @@ async def try_tools(subject: Subject) -> Finding:
     answer = await _post(subject, CHAT, _body(subject, told))
     if isinstance(answer, Finding):
         return answer
-    if answer.value is None:
+    if not answer.is_good:
         plain = await _post(subject, CHAT, _body(subject, {"messages": _MESSAGES}))
-        is_chat = isinstance(plain, Answer) and plain.value is not None
+        is_chat = isinstance(plain, Answer) and plain.is_good
         return Finding(False if is_chat else None, "tools are refused" if is_chat else "no chat")
     if subject.kind in ("vllm", "emulator", "llamacpp"):
         return Finding(True, "a call with tools was accepted")
@@ -183,6 +183,11 @@ async def _post(subject: Subject, path: str, body: Mapping[str, Any]) -> Answer 
         return Finding(None, why(error))
     except TimeoutError:
         return _silent(subject)
+
+
+def _verdict(answer: Answer, is_good: bool, what: str) -> Finding:
+    """A failure of the server's own says nothing of what it can do."""
+    return Finding(None if answer.status >= 500 else is_good, f"{what} was answered with {answer.status}")
 
 
 def _call(subject: Subject, path: str, asked: Mapping[str, Any], **options: Any) -> EngineCall:

@@ -139,6 +139,15 @@ async def test_the_metrics_page_has_vllms_names():
         assert f"\n{name}{{" in page
 
 
+async def test_a_repeated_prompt_is_reported_as_cached_even_by_an_answer_of_one_token():
+    body = {"prompt": "word " * 40, "max_tokens": 1}
+    async with client_of(speed=1000.0) as client:
+        first, second = [(await client.post("/v1/completions", json=body)).json()["usage"] for _ in range(2)]
+
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    assert second["prompt_tokens_details"]["cached_tokens"] >= 32
+
+
 async def test_chunks_hold_several_tokens_where_the_engine_is_told():
     async with client_of(stream_interval=8, speed=1000.0) as client:
         chunks = await stream(client, "/v1/completions", {"prompt": "x", "max_tokens": 40, "return_token_ids": True})

@@ -13,8 +13,11 @@ from agentserve.emulator.inprocess import running
 from agentserve.errors import BadInput, Unavailable
 from agentserve.local.process import free_port
 from agentserve.workers.agent import run_worker
+from agentserve.workers.asking import open_client
 from agentserve.workers.config import EngineConfig, WorkerConfig
 from agentserve.workers.discovery import discover_static
+from agentserve.workers.probe import probe
+from agentserve.workers.trials import Skill
 from tests.integration.worker_parts import HOST, MODEL, FakeEngine, Gateway, broker_process, until
 
 
@@ -129,6 +132,39 @@ async def test_the_emulator_is_announced_with_all_it_can_do_and_its_load_reporte
             await until(lambda: gateway.reports["w"].running == 1)
             await until(lambda: (gateway.reports["w"].decode_tokens_per_s or 0) > 0)
         await until(lambda: gateway.reports["w"].running == 0, "a closed connection ends the call")
+
+
+async def test_a_probe_of_the_emulator_finds_all_that_it_does() -> None:
+    config = EmulatorConfig(gpu="h200", scheduling_policy="priority", max_num_seqs=32, speed=20)
+    async with running(config) as url, open_client(url) as client:
+        found = await probe(client, url, choose=lambda served: served[0])
+        leases = (await client.get("/metrics")).text
+    assert (found.identity.kind, found.model, found.facts.max_num_seqs) == ("emulator", MODEL, 32)
+    assert {skill for skill, finding in found.skills.items() if finding.found} == set(Skill) - {Skill.REASONING}
+    assert found.missing_metrics == ()
+    assert found.capabilities.shortfalls() == ()
+    assert 'vllm:kv_cache_usage_perc{engine="0",model_name="llama-3.1-8b"} 0.0' in leases  # nothing is left pinned
+
+
+async def test_emulators_of_one_model_may_hand_kv_to_each_other_whatever_their_gpu() -> None:
+    async with running(EmulatorConfig(gpu="h200")) as one, running(EmulatorConfig(gpu="h100")) as other:
+        found = [await discover_static(EngineConfig(engine_url=url, gpu="h100")) for url in (one, other)]
+    async with running(EmulatorConfig(gpu="h200", block_tokens=32)) as third:
+        found.append(await discover_static(EngineConfig(engine_url=third, gpu="h200")))
+    groups = [announce.kv_group for announce in found]
+    assert groups[0] is not None
+    assert groups[0] == groups[1] != groups[2]
+
+
+async def test_another_kind_of_engine_behind_the_same_port_is_announced_and_read_as_such(gateway: Gateway) -> None:
+    async with FakeEngine() as engine, worker(gateway, engine.url):
+        await until(lambda: "w" in gateway.reports and gateway.reports["w"].running == 0)
+        engine.owner, engine.has_metrics, engine.version = "someone", False, "9"
+        await until(lambda: gateway.announced["w"].engine == "openai")
+        assert not gateway.specs["w"].supports_replay
+        seq = gateway.reports["w"].seq
+        await until(lambda: gateway.reports["w"].seq > seq + 2)
+        assert gateway.reports["w"].running is None
 
 
 async def test_a_static_engine_is_found_out_the_same_way() -> None:

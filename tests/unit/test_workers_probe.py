@@ -15,6 +15,7 @@ from agentserve.workers.facts import Facts
 from agentserve.workers.kinds import Identity, ModelCard
 from agentserve.workers.probe import Given, Probe, probe
 from agentserve.workers.trials import Skill
+from scheduler.events import Role
 from tests.integration.worker_parts import FakeEngine
 from tests.unit.test_workers_discovery import client_of
 
@@ -166,6 +167,38 @@ async def test_nobody_and_something_else_at_the_url_are_told_apart() -> None:
 async def test_a_kind_without_an_adapter_is_refused() -> None:
     with pytest.raises(BadInput, match="unknown engine 'tgi'"):
         await found(FakeEngine(), given=Given(kind="tgi"))
+
+
+async def test_a_server_of_one_phase_is_believed_and_not_made_to_wait_for_its_other_half() -> None:
+    told = {"internal_states": [], "version": "0.5.23", "disaggregation_mode": "prefill", "page_size": 64,
+            "disaggregation_bootstrap_port": 8998, "enable_priority_scheduling": True, "tool_call_parser": None,
+            "reasoning_parser": "qwen3"}  # fmt: skip
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        pages: dict[str, Any] = {"/v1/models": {"data": [{"id": "m", "owned_by": "sglang"}]}, "/server_info": told}
+        page = pages.get(request.url.path)
+        return httpx.Response(404) if page is None else httpx.Response(200, json=page)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL) as client:
+        result = await probe(client, URL, choose=lambda served: served[0])
+    assert not any(request.startswith("POST") for request in asked)
+    assert able(result) == {
+        Skill.TOKENS_OUT: True,
+        Skill.TOKENS_IN: True,
+        Skill.PRIORITY: True,
+        Skill.KV_TRANSFER: True,
+        Skill.TOOLS: False,
+        Skill.REASONING: True,
+    }
+    assert (result.facts.role, result.facts.kv_address) == (Role.PREFILL, "engine:8998")
+    assert result.capabilities.priority is PrioritySign.HIGHER_FIRST
+    assert result.kv_group == "bootstrap; sglang 0.5.23; m; block 64; cache ?"
+    told["schedule_low_priority_values_first"] = True
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL) as client:
+        result = await probe(client, URL, choose=lambda served: served[0])
+    assert result.capabilities.priority is None
 
 
 VLLM = Identity(kind="vllm", how="", version="0.32.0", models=(ModelCard("llama", "meta-llama/Llama-3.1-8B"),))
