@@ -39,13 +39,14 @@ def on_ids(call: EngineCall) -> bool:
     body = call.body
     if any(body.get(name) for name in _STAYING if name != "response_format"):
         return False
-    if (body.get("response_format") or {}).get("type", "text") != "text":
+    if body.get("response_format") not in (None, {"type": "text"}):
         return False
-    if any((body.get(name) or 1) > 1 for name in ("n", "n_cmpl", "best_of")):
+    if any(body.get(name) not in (None, 1) for name in ("n", "n_cmpl", "best_of")):
         return False
     if call.path == COMPLETIONS:
         return isinstance(body.get("prompt"), str) or _is_ids(body.get("prompt"))
-    return all(_is_plain(message) for message in body.get("messages") or ())
+    messages = body.get("messages")
+    return isinstance(messages, list) and all(_is_plain(message) for message in messages)
 
 
 def parses_reasoning(chat_template: str) -> bool:
@@ -99,8 +100,8 @@ def _is_ids(prompt: Any) -> bool:
     return isinstance(prompt, list) and bool(prompt) and all(type(one) is int for one in prompt)
 
 
-def _is_plain(message: Mapping[str, Any]) -> bool:
-    if message.get("tool_calls") or message.get("role") == "tool":
+def _is_plain(message: Any) -> bool:
+    if not isinstance(message, Mapping) or message.get("tool_calls") or message.get("role") == "tool":
         return False
     content = message.get("content")
     if isinstance(content, list):
