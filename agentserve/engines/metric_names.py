@@ -55,6 +55,7 @@ LLAMACPP_METRICS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "running": "llamacpp:requests_processing",
         "waiting": "llamacpp:requests_deferred",
+        "computed_tokens": "llamacpp:prompt_tokens_total",
         "generation_tokens": "llamacpp:tokens_predicted_total",
     }
 )

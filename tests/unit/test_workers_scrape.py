@@ -1,12 +1,13 @@
 """What is read from an engine's metrics text, and what is made of two readings."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentserve.engines.metric_names import VLLM_METRICS
+from agentserve.engines.metric_names import LLAMACPP_METRICS, SGLANG_METRICS, TRTLLM_METRICS, VLLM_METRICS
 from agentserve.workers.scrape import (
     NIXL_LEASES,
     CacheConfig,
@@ -255,3 +256,32 @@ def test_an_engine_without_a_start_time_shows_its_restart_by_its_counters() -> N
     after = read(OTHER_TEXT.replace(b"made 7", b"made 1"), 2.0, OTHER)
     assert restarted(before, after)
     assert not restarted(before, replace(before, at_s=2.0))
+
+
+KINDS = {"vllm": VLLM_METRICS, "sglang": SGLANG_METRICS, "trtllm": TRTLLM_METRICS, "llamacpp": LLAMACPP_METRICS}
+
+
+def page(names: Mapping[str, str], value: float) -> bytes:
+    """A page on which every metric of a kind has this value, and each has neighbours that begin alike."""
+    lines = [f'{name}{{model_name="m"}} {value}\n{name}_created 1e9\n{name}_sum 1e9' for name in names.values()]
+    return "\n".join(dict.fromkeys(lines)).encode()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_metric_of_a_kind_fills_its_field_and_nothing_else_does(kind: str) -> None:
+    names = KINDS[kind]
+    reading = read(page(names, 0.5), 1.0, names)
+    assert {field for field in names if getattr(reading, field) is None} == set()
+    assert read(page({"x": "other"}, 0.5), 1.0, names) == Reading(at_s=1.0)
+    for field, name in names.items():
+        rest = {other: metric for other, metric in names.items() if metric != name}
+        assert getattr(read(page(rest, 0.5), 1.0, names), field) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_restart_of_each_kind_is_noticed(kind: str) -> None:
+    names = KINDS[kind]
+    before, after = read(page(names, 9.0), 1.0, names), read(page(names, 1.0), 2.0, names)
+    assert restarted(before, after)
+    assert change(before, after) == Change()
+    assert change(after, replace(after, at_s=4.0, generation_tokens=21.0)).decode_tokens_per_s == 10.0
