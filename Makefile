@@ -31,7 +31,7 @@ demo: $(VENV)/.run  ## bring a local cluster up, run agents, compare two policie
 
 test: $(VENV)/.dev  ## every test, with the coverage of scheduler/ and workflows/ checked
 	$(BIN)/python -m pytest -n auto tests/unit tests/property tests/replay --cov --cov-report=term --cov-fail-under=95
-	$(BIN)/python -m pytest tests/integration tests/e2e
+	$(BIN)/python -m pytest tests/contract tests/integration tests/e2e
 
 test-fast: $(VENV)/.dev  ## unit, property and replay tests only
 	$(BIN)/python -m pytest -n auto tests/unit tests/property tests/replay
