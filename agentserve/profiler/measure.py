@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from itertools import chain, zip_longest
+from statistics import median
 from time import perf_counter
 from typing import Final
 
@@ -13,7 +14,7 @@ from agentserve.profiler.tasks import FEW_TOKENS, WINDOW_TOKENS, Bounds, Decode,
 
 _MOST_REPEATS: Final = 15
 _OVERHEAD_CALLS: Final = 8
-_LARGEST_SHARE: Final = 0.1
+_LARGEST_SHARE: Final = 0.15
 """Of the budget, what one first measurement may be expected to take; larger points are left out."""
 
 Progress = Callable[[str, float], None]
@@ -53,7 +54,7 @@ async def measure(client: EngineClient, bounds: Bounds, budget_s: float, progres
     """
     began_s = perf_counter()
     session = Session(client, bounds)
-    await warm_up(client, bounds)
+    await warm_up(session)
     session.keeps = await keeps_prefixes(client, bounds)
     overhead = Overhead()
     todo: list[Point] = [overhead, *plan(bounds)]
@@ -95,14 +96,21 @@ async def keeps_prefixes(client: EngineClient, bounds: Bounds) -> bool:
     return before is not None and after is not None and after > before
 
 
-async def warm_up(client: EngineClient, bounds: Bounds) -> float:
-    """Let the engine compile and cache what its first calls of a size cost it; returns a first HTTP overhead."""
+async def warm_up(session: Session) -> float:
+    """Let the engine compile and cache what its first calls of a size cost it; returns a first HTTP overhead.
+
+    The session learns how long a decode step takes, about.
+    """
+    client, bounds = session.client, session.bounds
     for tokens in (16, 256, 1024):
         if tokens <= bounds.max_prompt_tokens:
             await client.call(client.prompt(tokens), 4)
     most = max(min(8, bounds.max_num_seqs, bounds.kv_capacity_tokens // 64), 1)
-    await client.calls([client.prompt(16) for _ in range(most)], 8)
-    overhead, session = Overhead(), Session(client, bounds)
+    for _ in range(2):
+        replies = await client.calls([client.prompt(16) for _ in range(most)], 16)
+    rates = [(reply.e2e_s - reply.ttft_s) / (sum(reply.tokens[1:]) or 1) for reply in replies]
+    session.step_s_by_batch[most] = median(rates)
+    overhead = Overhead()
     for _ in range(_OVERHEAD_CALLS):
         await overhead.sample(session)
     return undisturbed(overhead.samples or [0.0])

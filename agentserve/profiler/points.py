@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 
 def undisturbed(values_s: Sequence[float]) -> float:
@@ -33,8 +34,8 @@ class DecodePoint:
 
     @property
     def step_s(self) -> float:
-        """Undisturbed."""
-        return undisturbed(self.steps_s)
+        """The median."""
+        return median(self.steps_s)
 
 
 @dataclass(frozen=True, slots=True)

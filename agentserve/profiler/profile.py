@@ -11,7 +11,7 @@ from agentserve.profiler.fit import Fit, fit
 from agentserve.profiler.measure import Progress, measure, warm_up
 from agentserve.profiler.points import Check, Points
 from agentserve.profiler.profile_file import Subject, profile_entries
-from agentserve.profiler.tasks import Bounds
+from agentserve.profiler.tasks import Bounds, Session
 from agentserve.profiler.validate import validate
 from scheduler.errors import UnknownProfile
 from scheduler.profiles import GpuProfile, known_gpus, known_models, load_profile, profile_book
@@ -102,7 +102,7 @@ async def check_profile(
     facts = await engine_facts(client)
     bounds = bounds_of(request, facts, profile)
     await _begin(client, request)
-    overhead_s = await warm_up(client, bounds)
+    overhead_s = await warm_up(Session(client, bounds))
     return await validate(profile, client, bounds, overhead_s=overhead_s, budget_s=request.budget_s, progress=progress)
 
 

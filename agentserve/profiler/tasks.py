@@ -12,7 +12,7 @@ WINDOW_TOKENS: Final = 32
 """Decode steps per sample, beyond those that go by until all of the batch decode."""
 FEW_TOKENS: Final = 2
 """Of calls that only their first token is wanted of: some engines count no cached tokens for a call of one."""
-_LEAST_STEPS: Final = 8
+_LEAST_CHUNKS: Final = 4
 _TRIES: Final = 20
 
 
@@ -97,7 +97,7 @@ class Decode:
         if self.taken_s is not None:
             return self.taken_s
         fresh = max(self.batch - len(session.prompts.get(self.context, ())), 0) * self.context
-        step_s = max(session.step_s_by_batch.values(), default=0.02) * 2.0
+        step_s = max(session.step_s_by_batch.values(), default=0.02) * 1.5
         return session.guessed_prefill_s(fresh) + (WINDOW_TOKENS + 8 + self.batch // 8) * step_s
 
 
@@ -173,23 +173,26 @@ Point = Prefill | Decode | Overhead
 
 
 def decode_window(replies: list[Reply], prompt_tokens: int) -> tuple[float, float] | None:
-    """Context in sum and seconds per step while all of the batch decoded; None if that were too few steps."""
+    """Context in sum and seconds per step while all of the batch decoded; None if that were too few steps.
+
+    The step is the mean of the middle half of the times between chunks, so that neither a stall nor the burst that
+    makes up for it counts.
+    """
     from_s = max(reply.times_s[0] for reply in replies)
     until_s = min(reply.times_s[-1] for reply in replies)
-    seconds = context = 0.0
-    steps = 0
+    context = 0.0
+    steps: list[float] = []
     for reply in replies:
         inside = [i for i, at_s in enumerate(reply.times_s) if from_s <= at_s <= until_s]
-        if len(inside) < 2:
+        if len(inside) < _LEAST_CHUNKS:
             return None
         first, last = inside[0], inside[-1]
-        counted = sum(reply.tokens[first + 1 : last + 1])
-        seconds += reply.times_s[last] - reply.times_s[first]
-        steps += counted
-        context += (reply.prompt_tokens or prompt_tokens) + sum(reply.tokens[: first + 1]) + counted / 2
-    if steps < _LEAST_STEPS * len(replies):
-        return None
-    return context, seconds / steps
+        steps += [(reply.times_s[i] - reply.times_s[i - 1]) / reply.tokens[i] for i in inside[1:]]
+        emitted = sum(reply.tokens[: first + 1]) + sum(reply.tokens[first + 1 : last + 1]) / 2
+        context += (reply.prompt_tokens or prompt_tokens) + emitted
+    steps.sort()
+    middle = steps[len(steps) // 4 : len(steps) - len(steps) // 4]
+    return context, sum(middle) / len(middle)
 
 
 async def _first_token_figures(client: EngineClient) -> tuple[float, float] | None:
