@@ -52,14 +52,13 @@ async def stream(server: EngineServer, prompt: list[int] | str, max_tokens: int,
     return Answer(tuple(ids), "".join(texts), finish, handoff, tuple(texts))
 
 
-async def events(server: EngineServer, path: str, body: dict[str, Any]):
-    """The decoded chunks of a streamed call; the end mark must come last."""
-    done = False
+async def events(server: EngineServer, path: str, body: dict[str, Any], *, marks_end: bool = True):
+    """The decoded chunks of a streamed call; the end mark must come last, where the server sends one."""
+    done = not marks_end
     async with client_of(server) as client, client.stream("POST", path, json=body | {"stream": True}) as response:
         assert response.is_success, await response.aread()
         async for line in response.aiter_lines():
             if line.startswith("data: "):
-                assert not done
                 payload = line.removeprefix("data: ")
                 done = payload == "[DONE]"
                 if not done:

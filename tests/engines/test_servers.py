@@ -74,8 +74,8 @@ async def test_answers_hold_characters_that_took_several_tokens(vllm_pair, promp
 async def test_prefill_on_one_and_decode_on_the_other_gives_the_same_answer(vllm_pair, prompts) -> None:
     prompt = (prompts[0] * 8)[: 4 * BLOCK_TOKENS + 5] + prompts[0][-3:]
     for prefill, decode in (vllm_pair, vllm_pair[::-1]):
-        salt = f"split {prefill.url}"  # neither side knows this prompt yet
-        whole = await complete(prefill, prompt, ANSWER_TOKENS, cache_salt=f"whole {salt}")
+        salt = f"split-{prefill.url[-5:]}"  # neither side knows this prompt yet
+        whole = await complete(prefill, prompt, ANSWER_TOKENS, cache_salt=f"whole-{salt}")
         before = (
             sample(await decode.metrics(), "vllm:prompt_tokens_by_source_total", source="external_kv_transfer") or 0
         )
@@ -109,7 +109,7 @@ async def test_another_kind_of_server_streams_a_chat(transformers_server) -> Non
         "messages": [{"role": "user", "content": "Which GPU should decode? 🙂"}],
         "max_tokens": 12,
     }
-    chunks = [chunk async for chunk in events(transformers_server, "/v1/chat/completions", body)]
+    chunks = [chunk async for chunk in events(transformers_server, "/v1/chat/completions", body, marks_end=False)]
     text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
     assert text
     assert [choice["finish_reason"] for choice in chunks[-1]["choices"]] in (["stop"], ["length"], [])
