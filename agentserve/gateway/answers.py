@@ -8,6 +8,7 @@ from agentserve.orchestrator.request import CallRequest
 from agentserve.orchestrator.stream import JoinedStream, Piece
 
 _OUR_CHOICE_KEYS = ("token_ids", "prompt_token_ids")
+_WHOLE_FIELDS = ("index", "type", "id", "role", "finish_reason", "stop_reason")
 
 
 def whole_answer(request: CallRequest, stream: JoinedStream, pieces: Sequence[Piece], created: int) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def _joined(request: CallRequest, stream: JoinedStream, pieces: Sequence[Piece])
             for name, value in delta.items():
                 if name not in ("role", "content"):
                     message[name] = merge(message.get(name), value)
-        choice["message"] = message
+        choice["message"] = _whole_message(message)
     else:
         choice["text"] = text
     if request.wants_token_ids:
@@ -54,14 +55,21 @@ def _merged(request: CallRequest, parts: Sequence[Mapping[str, Any]]) -> list[di
         for name, value in part.items():
             if name == "index" or (name in _OUR_CHOICE_KEYS and not request.wants_token_ids):
                 continue
-            choice[name] = merge(choice.get(name), value)
+            choice[name] = _merge_field(name, choice.get(name), value)
     for choice in choices.values():
         choice.setdefault("logprobs", None)
         if request.is_chat:
-            choice["message"] = {"role": "assistant", "content": None, **choice.pop("delta", {})}
-            for call in choice["message"].get("tool_calls") or ():
-                call.pop("index", None)
+            choice["message"] = _whole_message({"role": "assistant", "content": None, **choice.pop("delta", {})})
     return [choices[index] for index in sorted(choices)]
+
+
+def _whole_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message put together from deltas as it is where nothing streams: calls without index, no text beside them."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    shown = [{name: value for name, value in call.items() if name != "index"} for call in calls]
+    return {**message, "content": message["content"] or None, "tool_calls": shown}
 
 
 def merge(old: Any, new: Any) -> Any:
@@ -82,4 +90,4 @@ def merge(old: Any, new: Any) -> Any:
 
 def _merge_field(name: str, old: Any, new: Any) -> Any:
     # These come whole, and some engines repeat them in every delta.
-    return new if name in ("index", "type", "id", "role") and new is not None else merge(old, new)
+    return new if name in _WHOLE_FIELDS and new is not None else merge(old, new)

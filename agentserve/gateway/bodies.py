@@ -7,7 +7,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from agentserve.errors import BadInput, TooLarge
-from agentserve.gateway.errors import BadParameter
+from agentserve.gateway.errors import BadParameter, UnsupportedEncoding
 from agentserve.orchestrator.request import CHAT, COMPLETIONS, Resume, migration_refusal
 
 MAX_STOPS: Final = 64
@@ -16,7 +16,13 @@ _MAX_INT: Final = 2**31 - 1
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object. TooLarge as soon as it is, whatever Content-Length says; BadInput if it is not one."""
+    """The body as a JSON object. TooLarge as soon as it is, whatever Content-Length says; BadInput if it is not one.
+
+    UnsupportedEncoding for a compressed body.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedEncoding(f"content-encoding {encoding[:32]!r} is not supported: send the body as it is")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -36,6 +42,14 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
         raise BadInput(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadInput("the body must be a JSON object")
+    return body
+
+
+def with_single_prompt(body: dict[str, Any]) -> dict[str, Any]:
+    """The body with a list of one prompt as that prompt, which means the same and may move between engines."""
+    match body.get("prompt"):
+        case [str() as only] | [[int(), *_] as only]:
+            return {**body, "prompt": only}
     return body
 
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from agentserve import headers
 from agentserve.errors import AgentServeError, Conflict, Unavailable
 from agentserve.gateway.answers import whole_answer
-from agentserve.gateway.bodies import check_call, read_json
+from agentserve.gateway.bodies import check_call, read_json, with_single_prompt
 from agentserve.gateway.errors import Overloaded, UnknownModel, error_response, json_response
 from agentserve.gateway.identity import CallIdentity, read_identity
 from agentserve.gateway.runs import CallContext, RunService
@@ -26,6 +26,10 @@ _SSE_HEADERS: Final = (
 )
 
 
+_OPENAI_REQUEST_ID: Final = "x-request-id"
+"""Where OpenAI's clients look for the name of a request, to show it in their errors and logs."""
+
+
 class Completions:
     """The two OpenAI routes that make tokens."""
 
@@ -38,7 +42,7 @@ class Completions:
         """Take a call; the returned response streams or waits for the whole answer."""
         settings = self._settings
         path = request.url.path
-        body = await read_json(request, settings.max_body_bytes)
+        body = with_single_prompt(await read_json(request, settings.max_body_bytes))
         resume = check_call(path, body, settings.max_prompt_tokens)
         identity = read_identity(request.headers, settings.max_slo_s, self._orchestrator.clock())
         self._admit(body["model"])
@@ -178,6 +182,7 @@ class CallResponse:
             headers.RUN_ID: context.run.run_id,
             headers.STEP_ID: context.step_id,
             headers.REQUEST_ID: live.request_id,
+            _OPENAI_REQUEST_ID: live.request_id,
         }
         if live.first_instance is not None:
             given[headers.INSTANCE] = live.first_instance

@@ -17,6 +17,7 @@ _TYPES: Final = {
     405: "invalid_request_error",
     409: "conflict_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     503: "unavailable_error",
 }
@@ -37,6 +38,13 @@ class UnknownModel(AgentServeError):
 
     status = 404
     code = "model_not_found"
+
+
+class UnsupportedEncoding(BadInput):
+    """A body is compressed; engines take none such either."""
+
+    status = 415
+    code = "unsupported_encoding"
 
 
 class Overloaded(AgentServeError):
