@@ -31,6 +31,8 @@ def next_id(ids) -> int:
     """What follows: the script, as long as all that came before is exactly the script; END behind it."""
     ids = tuple(ids)
     done = ids[len(PROMPT) :]
+    if ids[-1] == WRONG:
+        return END
     if ids[: len(PROMPT)] != PROMPT or done != OUTPUT[: len(done)]:
         return WRONG
     return OUTPUT[len(done)] if len(done) < len(OUTPUT) else END
