@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_profile [--gpu NAME] [--cpu-smoke]
 
-Random weights in bf16, attention by SDPA with grouped KV heads, a KV cache, decode steps in a CUDA graph. Prints medians
-and ratios to the profile, whose figures hold an engine's host work too (its calibration; see docs/emulator.md): the
+Random weights in bf16, attention by SDPA with grouped KV heads, a KV cache, decode steps in a CUDA graph. Prints
+medians and ratios to the profile, whose figures hold an engine's host work too (its calibration, docs/emulator.md): the
 kernels alone should come out below 1. Without an NVIDIA GPU it says so and measures nothing; --cpu-smoke runs a tiny
 shape on the CPU, to see that the code works, and compares with nothing.
 """
