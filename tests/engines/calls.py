@@ -53,17 +53,18 @@ async def stream(server: EngineServer, prompt: list[int] | str, max_tokens: int,
 
 
 async def events(server: EngineServer, path: str, body: dict[str, Any], *, marks_end: bool = True):
-    """The decoded chunks of a streamed call; the end mark must come last, where the server sends one."""
-    done = not marks_end
+    """The decoded chunks of a streamed call; its end mark must come last if the server sends one, and not at all if not."""
+    done = False
     async with client_of(server) as client, client.stream("POST", path, json=body | {"stream": True}) as response:
         assert response.is_success, await response.aread()
         async for line in response.aiter_lines():
             if line.startswith("data: "):
+                assert not done
                 payload = line.removeprefix("data: ")
                 done = payload == "[DONE]"
                 if not done:
                     yield json.loads(payload)
-    assert done
+    assert done is marks_end
 
 
 async def until_metrics(server: EngineServer, holds: Callable[[str], bool], timeout_s: float = 30.0) -> str:

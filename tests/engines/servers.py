@@ -21,6 +21,7 @@ from agentserve.local.process import ChildProcess, Probe, free_port
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OUTPUT: Final = ROOT / "out" / "engines"
+CACHE: Final = OUTPUT / "cache"
 PYTHON: Final = "AGENTSERVE_ENGINES_PYTHON"
 MODEL: Final = "tiny"
 """The name under which vLLM serves the tiny model."""
@@ -131,7 +132,10 @@ def vllm(
 
 
 def transformers_serve(model_dir: Path, *, python: Path | None = None, port: int | None = None) -> EngineServer:
-    """A `transformers serve`, not yet started: an OpenAI-compatible server without token ids, priority or metrics."""
+    """A `transformers serve`, not yet started: an OpenAI-compatible server without token ids, priority or metrics.
+
+    It refuses fields it does not know (422), lists only models of the hub's cache, and sends no `[DONE]`.
+    """
     port = free_port() if port is None else port
     argv = ["-m", "transformers.cli.transformers", "serve", str(model_dir), "--host", _HOST, "--port", str(port)]
     return _server("transformers", str(model_dir), "float32", port, python, [*argv, "--dtype", "float32"], {})
@@ -170,6 +174,7 @@ _NIXL: Final = {
 
 _QUIET: Final = {
     "HF_HUB_OFFLINE": "1",
+    "HF_HUB_CACHE": str(CACHE / "hub"),
     "OMP_NUM_THREADS": "1",
     "KMP_BLOCKTIME": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -179,7 +184,7 @@ _QUIET: Final = {
 _VLLM_ENVIRONMENT: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CACHE_ROOT": str(OUTPUT / "cache"),
+    "VLLM_CACHE_ROOT": str(CACHE),
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_NIXL_SIDE_CHANNEL_HOST": _HOST,
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
@@ -203,7 +208,7 @@ def _server(
     settings: Mapping[str, str],
 ) -> EngineServer:
     url, log_path = f"http://{_HOST}:{port}", OUTPUT / f"{kind}-{port}.log"
-    OUTPUT.mkdir(parents=True, exist_ok=True)
+    (CACHE / "hub").mkdir(parents=True, exist_ok=True)  # without it `transformers serve` cannot list its models
     log_path.unlink(missing_ok=True)
     process = ChildProcess(
         f"{kind} on port {port}",
