@@ -53,7 +53,7 @@ async def stream(server: EngineServer, prompt: list[int] | str, max_tokens: int,
 
 
 async def events(server: EngineServer, path: str, body: dict[str, Any], *, marks_end: bool = True):
-    """The decoded chunks of a streamed call; its end mark must come last if the server sends one, and not at all if not."""
+    """The decoded chunks of a streamed call; the end mark must come last, or never from a server that sends none."""
     done = False
     async with client_of(server) as client, client.stream("POST", path, json=body | {"stream": True}) as response:
         assert response.is_success, await response.aread()
