@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentserve.errors import BadInput
@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     """OTLP/HTTP base URL; unset: no spans are exported."""
     profiles: Annotated[tuple[Path, ...], NoDecode] = ()
     """Files of the user's own GPU profiles; in the variable with `:` between them (`;` on Windows)."""
+    engine_api_key: SecretStr | None = None
+    """Bearer token that the engines ask for; workers and `engine probe` read the same variable."""
     kv_moves: bool = False
     """Move a running call by its KV cache, where both engines share a transfer and that costs less than a replay."""
     event_log: Path | None = None

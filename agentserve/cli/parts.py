@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,8 @@ def gateway(
         kv_moves=kv_moves,
     )
     book = read_profiles(settings.profiles)
-    static = [_static_engine(text, book) for text in engine or ()]
+    key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
+    static = [replace(_static_engine(text, book), api_key=key) for text in engine or ()]
     uvloop.run(run_gateway(settings, static_engines=static))
 
 

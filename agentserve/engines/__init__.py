@@ -22,15 +22,16 @@ def open_adapter(
     *,
     supports_priority: bool = False,
     kv_address: str | None = None,
+    api_key: str | None = None,
     limits: Limits | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> EngineAdapter:
     """An adapter for the engine at `url`, with a connection pool of its own; BadInput for an unknown kind.
 
     `kv_address`: "host:port" where its KV can be fetched, as its worker announced it (SGLang's bootstrap server).
-    `transport`: carries its requests in place of that pool.
+    `api_key`: the bearer token that the engine asks for. `transport`: carries its requests in place of that pool.
     """
-    http = EngineHttp(url, limits or Limits(), transport)
+    http = EngineHttp(url, limits or Limits(), transport, api_key)
     if engine in VLLM_LIKE:
         return VllmAdapter(http, supports_priority=supports_priority)
     if engine == "sglang":

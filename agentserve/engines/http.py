@@ -44,14 +44,21 @@ class Limits:
 class EngineHttp:
     """One engine's base URL with its connection pool. Every method raises EngineFailed or a subclass."""
 
-    def __init__(self, url: str, limits: Limits, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        limits: Limits,
+        transport: httpx.AsyncBaseTransport | None = None,
+        api_key: str | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         self.limits = limits
+        key = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(limits.stall_timeout_s, connect=limits.connect_timeout_s),
             transport=transport or EngineTransport(KEEPALIVE_S),
-            headers={"accept-encoding": "identity"},
+            headers={"accept-encoding": "identity", **key},
             trust_env=False,
         )
 

@@ -57,6 +57,7 @@ class Fleet:
             connect_timeout_s=settings.connect_timeout_s,
             stall_timeout_s=settings.connect_timeout_s,
         )
+        self._api_key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
         self._probes: dict[tuple[str, str], EngineAdapter] = {}
         self._failures: dict[str, int] = {}
 
@@ -91,7 +92,7 @@ class Fleet:
             return
         key = (announce.engine, announce.engine_url)
         try:
-            adapter = self._probes.get(key) or open_adapter(*key, limits=self._limits)
+            adapter = self._probes.get(key) or open_adapter(*key, api_key=self._api_key, limits=self._limits)
         except AgentServeError:  # an engine of an unknown kind; the registry has refused it already
             return
         self._probes[key] = adapter
@@ -117,7 +118,7 @@ class Fleet:
             await asyncio.sleep(_DISCOVER_AGAIN_S)
 
     def _joined(self, spec: InstanceSpec, announce: Announce) -> None:
-        self._orchestrator.joined(spec, announce.engine_url, announce.engine)
+        self._orchestrator.joined(spec, announce.engine_url, announce.engine, announce.kv_address)
 
     def _reported(self, report: Report) -> None:
         figures = report.model_dump(exclude={"worker_id", "boot_id", "seq", "measured_at_s", "healthy"})

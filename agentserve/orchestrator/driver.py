@@ -21,7 +21,7 @@ from agentserve.orchestrator.acts import Acts
 from agentserve.orchestrator.call import Attempt, CallFailed, LiveCall
 from agentserve.orchestrator.diary import Diary
 from agentserve.orchestrator.eventlog import EventLog
-from agentserve.orchestrator.instances import AdapterFactory, Instance, gate_for
+from agentserve.orchestrator.instances import Instance, gate_for
 from agentserve.orchestrator.legs import release
 from agentserve.orchestrator.prompts import PromptSizer
 from agentserve.orchestrator.request import CallRequest, migration_refusal
@@ -48,7 +48,6 @@ class Orchestrator:
         settings: Settings,
         *,
         sinks: Sequence[Sink] = (),
-        adapters: AdapterFactory | None = None,
         clock: Callable[[], float] = time.time,
         event_log: EventLog | None = None,
         traceparent: Callable[[str], str | None] | None = None,
@@ -66,7 +65,7 @@ class Orchestrator:
             connect_timeout_s=settings.connect_timeout_s,
             stall_timeout_s=settings.stall_timeout_s,
         )
-        self._adapters = adapters or self._open_adapter
+        self._api_key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
         self._log = event_log
         self.traceparent = traceparent
         self.sizer = PromptSizer()
@@ -100,22 +99,32 @@ class Orchestrator:
 
     # -- instances ---------------------------------------------------------------------------------------------------
 
-    def joined(self, spec: events.InstanceSpec, url: str, engine: str) -> None:
+    def joined(self, spec: events.InstanceSpec, url: str, engine: str, kv_address: str | None = None) -> None:
         """An instance is a candidate, new or again. Raises SchedulerError or AgentServeError if it cannot be used."""
         known = self.instances.get(spec.instance_id)
-        same_engine = known is not None and (known.url, known.engine) == (url, engine)
-        adapter = known.adapter if known is not None and same_engine else self._adapters(spec, url, engine)
+        is_same = known is not None and known.is_reached_as(spec, url, engine, kv_address)
+        if known is not None and is_same:
+            adapter = known.adapter
+        else:
+            adapter = open_adapter(
+                engine,
+                url,
+                supports_priority=spec.supports_priority,
+                kv_address=kv_address,
+                api_key=self._api_key,
+                limits=self._limits,
+            )
         try:
             self._handle(events.InstanceJoined(event_id=self.next_id(), instance=spec))
         except SchedulerError:
-            if known is None or not same_engine:
+            if not is_same:
                 self._close_soon(adapter)
             raise
-        if known is not None and not same_engine:
+        if known is not None and not is_same:
             self._close_soon(known.adapter)
         # Put in place before decisions that name it are carried out by the calls' tasks, which run later.
-        gate = known.gate if known is not None and same_engine and known.spec == spec else gate_for(spec)
-        self.instances[spec.instance_id] = Instance(spec, url, engine, adapter, gate)
+        gate = known.gate if known is not None and is_same and known.spec == spec else gate_for(spec)
+        self.instances[spec.instance_id] = Instance(spec, url, engine, adapter, kv_address, gate)
         self._pump()
 
     def reported(self, instance_id: str, measured_at_s: float, **figures: Any) -> None:
@@ -341,9 +350,6 @@ class Orchestrator:
         """Have the KV freed that a prefill leg left for nobody; what comes of it is not waited for."""
         if not self._stopping.is_set():
             self._tasks.create_task(release(self, attempt, handoff))
-
-    def _open_adapter(self, spec: events.InstanceSpec, url: str, engine: str) -> EngineAdapter:
-        return open_adapter(engine, url, supports_priority=spec.supports_priority, limits=self._limits)
 
     def _close_soon(self, adapter: EngineAdapter) -> None:
         self._tasks.create_task(adapter.close())

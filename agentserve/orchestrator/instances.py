@@ -1,15 +1,11 @@
 """Which engine instances are there, and how are they reached? The orchestrator's own list, one entry per instance."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentserve.engines.adapter import EngineAdapter
 from agentserve.orchestrator.gate import Gate
 from scheduler.events import InstanceSpec
-
-AdapterFactory = Callable[[InstanceSpec, str, str], EngineAdapter]
-"""Makes an adapter from (spec, url, engine)."""
 
 
 def gate_for(spec: InstanceSpec) -> Gate | None:
@@ -25,11 +21,18 @@ class Instance:
     url: str
     engine: str
     adapter: EngineAdapter
+    kv_address: str | None = None
+    """Where decode legs meet its prefill legs, if that is not part of a handoff."""
     gate: Gate | None = None
     """Keeps the order of calls where the engine does not."""
     state: str = "online"
     reason: str | None = None
     reported: dict[str, Any] = field(default_factory=dict)
+
+    def is_reached_as(self, spec: InstanceSpec, url: str, engine: str, kv_address: str | None) -> bool:
+        """Whether the present adapter serves an instance of these facts too."""
+        here = (self.url, self.engine, self.kv_address, self.spec.supports_priority)
+        return here == (url, engine, kv_address, spec.supports_priority)
 
     @property
     def is_live(self) -> bool:

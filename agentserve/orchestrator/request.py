@@ -11,6 +11,7 @@ COMPLETIONS_DEFAULT_TOKENS: Final = 16
 
 _GUIDED: Final = (
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend",
+    "regex", "ebnf", "json_schema", "grammar",
 )  # fmt: skip
 
 
