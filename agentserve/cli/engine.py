@@ -14,6 +14,7 @@ from rich.text import Text
 from agentserve.errors import BadInput
 
 if TYPE_CHECKING:
+    from agentserve.workers.kinds import Identity
     from agentserve.workers.probe import Probe
 
 _MARKS: Final = {True: ("yes", "green"), False: ("no", "red"), None: ("?", "yellow")}
@@ -79,13 +80,15 @@ async def _probe(url: str, kind: str, model: str | None, timeout_s: float) -> "P
     from agentserve.workers.config import check_url
     from agentserve.workers.probe import Given
     from agentserve.workers.probe import probe as question
+    from agentserve.workers.unlisted import serves_unlisted
 
-    def choose(served: tuple[str, ...]) -> str:
-        if not served or (model is not None and model not in served):
-            raise BadInput(
-                f"engine {url} does not serve {model or 'any model'}; it serves {', '.join(served) or 'none'}"
-            )
-        return model or served[0]
+    async def choose(identity: "Identity") -> str:
+        served = identity.names
+        if model is None and served:
+            return served[0]
+        if model is not None and (model in served or await serves_unlisted(client, url, identity, model, timeout_s)):
+            return model
+        raise BadInput(f"engine {url} does not serve {model or 'any model'}; it serves {', '.join(served) or 'none'}")
 
     check_url(url)
     if not 0 < timeout_s < 3600:

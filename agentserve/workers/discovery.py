@@ -14,9 +14,10 @@ from agentserve.errors import BadInput, Unavailable
 from agentserve.telemetry.messages import Announce
 from agentserve.workers.asking import open_client, why
 from agentserve.workers.config import EngineConfig
-from agentserve.workers.kinds import is_ready
+from agentserve.workers.kinds import Identity, is_ready
 from agentserve.workers.probe import DEFAULT_BLOCK_TOKENS, Given, Probe, probe
 from agentserve.workers.trials import Skill
+from agentserve.workers.unlisted import serves_unlisted
 from scheduler.errors import UnknownProfile
 from scheduler.events import Role
 from scheduler.profiles import GpuProfile
@@ -46,7 +47,7 @@ async def discover(config: EngineConfig, client: httpx.AsyncClient, boot_id: str
     found = await probe(
         client,
         config.engine_url,
-        choose=partial(choose_model, config),
+        choose=partial(choose_model, config, client),
         given=Given(
             kind=config.engine,
             replay=config.supports_replay,
@@ -74,8 +75,9 @@ def client_for(config: EngineConfig) -> httpx.AsyncClient:
     return open_client(config.engine_url, api_key=config.api_key, timeout_s=config.request_timeout_s)
 
 
-def choose_model(config: EngineConfig, served: tuple[str, ...]) -> str:
+async def choose_model(config: EngineConfig, client: httpx.AsyncClient, identity: Identity) -> str:
     """The served name that the worker stands for; raises BadInput naming what is served."""
+    served = identity.names
     names = ", ".join(served) or "nothing"
     if config.model is None:
         if len(served) == 1:
@@ -87,6 +89,8 @@ def choose_model(config: EngineConfig, served: tuple[str, ...]) -> str:
     for name in served:
         if wanted is not None and wanted == _profile(config, name):
             return name
+    if await serves_unlisted(client, config.engine_url, identity, config.model, config.probe_timeout_s):
+        return config.model
     raise BadInput(f"engine {config.engine_url} does not serve {config.model!r}; it serves {names}")
 
 

@@ -1,6 +1,6 @@
 """What is this engine? Its kind, version, models, sizes and metrics as it tells them, and its skills as tried out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -78,7 +78,7 @@ async def probe(
     client: httpx.AsyncClient,
     url: str,
     *,
-    choose: Callable[[tuple[str, ...]], str],
+    choose: Callable[[Identity], Awaitable[str]],
     given: Given = Given(),
     thorough: bool = True,
     timeout_s: float = 30.0,
@@ -95,7 +95,7 @@ async def probe(
         raise Unavailable(f"engine {url}: no OpenAI-compatible server that can be used: {error}") from None
     except httpx.HTTPError as error:
         raise Unavailable(f"engine {url}: it does not answer: {why(error)}") from None
-    model = choose(identity.names)
+    model = await choose(identity)
     text = page if status == httpx.codes.OK else b""
     facts = read_facts(identity, model, cache_config(text), url)
     limits = Limits(stall_timeout_s=timeout_s, max_line_bytes=MAX_ANSWER_BYTES, max_total_bytes=4 * MAX_ANSWER_BYTES)

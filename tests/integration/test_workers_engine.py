@@ -18,7 +18,7 @@ from agentserve.workers.config import EngineConfig, WorkerConfig
 from agentserve.workers.discovery import discover_static
 from agentserve.workers.probe import probe
 from agentserve.workers.trials import Skill
-from tests.integration.worker_parts import HOST, MODEL, FakeEngine, Gateway, broker_process, until
+from tests.integration.worker_parts import HOST, MODEL, FakeEngine, Gateway, broker_process, first_listed, until
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ async def test_the_emulator_is_announced_with_all_it_can_do_and_its_load_reporte
 async def test_a_probe_of_the_emulator_finds_all_that_it_does() -> None:
     config = EmulatorConfig(gpu="h200", scheduling_policy="priority", max_num_seqs=32, speed=20)
     async with running(config) as url, open_client(url) as client:
-        found = await probe(client, url, choose=lambda served: served[0])
+        found = await probe(client, url, choose=first_listed)
         leases = (await client.get("/metrics")).text
     assert (found.identity.kind, found.model, found.facts.max_num_seqs) == ("emulator", MODEL, 32)
     assert {skill for skill, finding in found.skills.items() if finding.found} == set(Skill) - {Skill.REASONING}

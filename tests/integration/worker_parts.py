@@ -15,6 +15,7 @@ from agentserve.local.process import ChildProcess, free_port, tcp_ready
 from agentserve.telemetry.bus import Bus
 from agentserve.telemetry.messages import Announce, Report
 from agentserve.workers.follow import follow
+from agentserve.workers.kinds import Identity
 from agentserve.workers.registry import Registry
 from scheduler.events import InstanceSpec
 
@@ -35,6 +36,11 @@ from agentserve.workers.config import WorkerConfig
 logging.basicConfig(level=logging.INFO)
 asyncio.run(run_worker(WorkerConfig(**eval(sys.argv[1]))))
 """
+
+
+async def first_listed(identity: Identity) -> str:
+    """The model that a probe is to take."""
+    return identity.names[0]
 
 
 async def until(condition: Callable[[], bool], what: str = "") -> None:
@@ -64,6 +70,8 @@ class FakeEngine:
 
     port: int = field(default_factory=free_port)
     models: list[str] = field(default_factory=lambda: [MODEL])
+    unlisted: tuple[str, ...] = ()
+    """Models that it serves and does not list."""
     version: str = "0.32.0"
     health: int = 200
     running: int = 0
@@ -156,7 +164,7 @@ class FakeEngine:
     def _complete(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
         self.completions += 1
         self.priorities.append(body.get("priority", 0))
-        if body["model"] not in self.models or (body.get("priority") and not self.has_priority):
+        if body["model"] not in (*self.models, *self.unlisted) or (body.get("priority") and not self.has_priority):
             return 400, b'{"error": {}}'
         if body.get("tools") and not self.has_tool_parser:
             return 400, b'{"error": {"message": "\\"auto\\" tool choice requires --enable-auto-tool-choice"}}'

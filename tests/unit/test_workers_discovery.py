@@ -125,6 +125,30 @@ async def test_another_model_is_refused_and_the_served_ones_are_named() -> None:
         await facts(engine(), model="qwen3-32b")
 
 
+@pytest.mark.parametrize("listed", [[], ["llama-3.1-8b"]])
+async def test_a_plain_server_need_not_list_the_model_that_it_is_told_to_serve(
+    listed: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = engine(models=listed, unlisted=("qwen3-32b",), owner="someone", has_metrics=False)
+    announce = await facts(fake, model="qwen3-32b")
+    assert (announce.engine, announce.model, announce.supports_replay) == ("openai", "qwen3-32b", False)
+    assert "does not list qwen3-32b, but serves it" in caplog.text
+
+
+async def test_a_plain_server_that_refuses_an_unlisted_model_does_not_serve_it() -> None:
+    fake = engine(owner="someone", has_metrics=False)
+    with pytest.raises(BadInput, match="does not serve 'qwen3-32b'"):
+        await facts(fake, model="qwen3-32b")
+    assert fake.completions == 2
+
+
+async def test_an_engine_that_lists_all_its_models_is_not_tried_with_another() -> None:
+    fake = engine(unlisted=("qwen3-32b",))
+    with pytest.raises(BadInput, match="does not serve 'qwen3-32b'"):
+        await facts(fake, model="qwen3-32b")
+    assert fake.completions == 0
+
+
 @pytest.mark.parametrize("models", [[], ["a", "b"]])
 async def test_which_model_must_be_said_unless_there_is_one(models: list[str]) -> None:
     with pytest.raises(BadInput, match="say which one with --model"):

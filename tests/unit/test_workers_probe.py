@@ -16,7 +16,7 @@ from agentserve.workers.kinds import Identity, ModelCard
 from agentserve.workers.probe import Given, Probe, probe
 from agentserve.workers.trials import Skill
 from scheduler.events import Role
-from tests.integration.worker_parts import FakeEngine
+from tests.integration.worker_parts import FakeEngine, first_listed
 from tests.unit.test_workers_discovery import client_of
 
 URL = "http://engine:8000"
@@ -25,7 +25,7 @@ ALL_COUNTERS = ("num_preemptions", "prefix_cache_queries", "prefix_cache_hits", 
 
 async def found(engine: FakeEngine, **options: Any) -> Probe:
     async with client_of(engine) as client:
-        return await probe(client, URL, choose=lambda served: served[0], **options)
+        return await probe(client, URL, choose=first_listed, **options)
 
 
 def able(probe: Probe) -> dict[Skill, bool | None]:
@@ -106,7 +106,7 @@ async def test_a_probe_asks_for_no_kv_since_an_engine_cannot_take_back_what_it_k
         return httpx.Response(status, content=body)
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL) as client:
-        assert (await probe(client, URL, choose=lambda served: served[0])).kv_group is not None
+        assert (await probe(client, URL, choose=first_listed)).kv_group is not None
     assert not any(b"kv_transfer_params" in body for body in bodies)
 
 
@@ -120,7 +120,7 @@ async def test_a_trial_that_takes_too_long_is_given_up_and_tells_nothing() -> No
         return httpx.Response(status, content=body)
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL) as client:
-        result = await probe(client, URL, choose=lambda served: served[0], timeout_s=0.01)
+        result = await probe(client, URL, choose=first_listed, timeout_s=0.01)
     tried = set(Skill) - {Skill.KV_TRANSFER, Skill.REASONING}
     assert {skill: result.skills[skill].found for skill in tried} == dict.fromkeys(tried, None)
     assert not result.capabilities.can_replay
@@ -136,7 +136,7 @@ async def test_an_answer_without_end_is_cut_off() -> None:
         return httpx.Response(status, content=body)
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL) as client:
-        result = await probe(client, URL, choose=lambda served: served[0])
+        result = await probe(client, URL, choose=first_listed)
     assert result.skills[Skill.TOKENS_OUT].found is None
 
 
@@ -161,7 +161,7 @@ async def test_nobody_and_something_else_at_the_url_are_told_apart() -> None:
     ):
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL) as client:
             with pytest.raises(Unavailable, match=said):
-                await probe(client, URL, choose=lambda served: served[0])
+                await probe(client, URL, choose=first_listed)
 
 
 async def test_a_kind_without_an_adapter_is_refused() -> None:
@@ -182,7 +182,7 @@ async def test_a_server_of_one_phase_is_believed_and_not_made_to_wait_for_its_ot
         return httpx.Response(404) if page is None else httpx.Response(200, json=page)
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL) as client:
-        result = await probe(client, URL, choose=lambda served: served[0])
+        result = await probe(client, URL, choose=first_listed)
     assert not any(request.startswith("POST") for request in asked)
     assert able(result) == {
         Skill.TOKENS_OUT: True,
@@ -197,7 +197,7 @@ async def test_a_server_of_one_phase_is_believed_and_not_made_to_wait_for_its_ot
     assert result.kv_group == "bootstrap; sglang 0.5.23; m; block 64; cache ?"
     told["schedule_low_priority_values_first"] = True
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url=URL) as client:
-        result = await probe(client, URL, choose=lambda served: served[0])
+        result = await probe(client, URL, choose=first_listed)
     assert result.capabilities.priority is None
 
 
