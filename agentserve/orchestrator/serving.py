@@ -47,7 +47,10 @@ async def _run_attempt(driver: "Orchestrator", live: LiveCall, attempt: Attempt)
             await asyncio.wait({leg})
         live.leg = None
     failure = live.broken if leg.cancelled() else leg.result()
-    if failure is None and not leg.cancelled():
+    # A stream that breaks behind its finish lacks only usage, which is known here as well; and the finish may have come
+    # in the same bytes as the token at which the call was to move.
+    is_whole = live.stream.owned and live.stream.finish_reason is not None
+    if is_whole or (failure is None and not leg.cancelled()):
         _finish(driver, live)
     elif live.has_next:  # migrated; if the source broke at the same moment, that changes nothing
         live.stream.cut()
@@ -70,8 +73,7 @@ async def _leg(driver: "Orchestrator", live: LiveCall, attempt: Attempt) -> Agen
                     if _take(driver, live, attempt, delta):
                         return None
     except AgentServeError as failure:
-        # A stream that breaks behind its finish lacks only usage, which is known here as well.
-        return None if live.stream.finish_reason is not None and live.stream.owned else failure
+        return failure
     return None
 
 

@@ -1,6 +1,6 @@
 """How are calls on real engines sent exactly where a test wants them? A scheduler that follows a plan per request.
 
-Everything else is the product: gateway, orchestrator, adapters, tracker. Without a plan a request goes to the first engine.
+Everything else is the product: gateway, orchestrator, adapters, tracker. Without a plan a request goes to `e0`.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -40,6 +40,8 @@ class Steered:
     attempts: dict[str, int] = field(default_factory=dict)
     moved: dict[str, int] = field(default_factory=dict)
     failed: dict[str, list[str]] = field(default_factory=dict)
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    """Why moves that were planned did not happen."""
     policy_name = "steered"
 
     def handle(self, event: events.Event, now_s: float) -> list[decisions.Decision]:
@@ -67,6 +69,9 @@ class Steered:
                         reason=_REASON,
                     )
                 ]
+            case events.MigrationRefused():
+                self.refused.setdefault(event.request_id, []).append(event.reason)
+                self.moved[event.request_id] = len(self.plans[event.request_id].moves)  # it stays where it is
             case events.FirstToken() | events.Progress():
                 tokens = event.output_tokens if isinstance(event, events.Progress) else 1
                 return self._move(event.event_id, event.request_id, tokens)
@@ -142,7 +147,7 @@ def announced(servers: tuple[EngineServer, ...]) -> Callable[[str, str], Announc
             kv_link_bytes_per_s=1e9,
             kv_group="tiny",
             supports_priority=names[url].kind == "vllm",
-            supports_replay=names[url].kind == "vllm",
+            supports_replay=names[url].kind in ("vllm", "llamacpp"),
         )
 
     return announce
@@ -163,7 +168,7 @@ class Answer:
 async def ask(url: str, body: dict[str, Any], *, request_id: str | None = None, timeout_s: float = 300) -> Answer:
     """Stream one call from a gateway or straight from an engine; a body with `messages` is a chat."""
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-    body = {**body, "model": MODEL, "stream": True, "return_token_ids": True, "stream_options": {"include_usage": True}}
+    body = {"model": MODEL, **body, "stream": True, "return_token_ids": True, "stream_options": {"include_usage": True}}
     headers = {} if request_id is None else {REQUEST_ID: request_id}
     text, tokens, reasons, ids, usage, count = "", [], [], set(), {}, 0
     async with (

@@ -91,6 +91,16 @@ async def test_max_tokens_hold_over_a_move() -> None:
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
+async def test_an_answer_that_ends_in_the_moment_it_is_to_move_ends_once() -> None:
+    burst = EmulatorConfig(gpu="h100", speed=2000)  # the whole answer comes in a few reads
+    core = ForcedScheduler((1,))
+    async with gateway(burst, burst, scheduler=core) as gate:
+        for number in range(20):
+            parts = chunks((await gate.chat(f"{number} [[reply tokens=40]]", stream=True)).text)
+            reasons = [c["finish_reason"] for part in parts for c in part["choices"] if c["finish_reason"]]
+            assert reasons == ["stop"], number
+
+
 async def test_a_split_call_prefills_on_one_engine_and_decodes_on_another() -> None:
     async with gateway(FAST, scheduler=ForcedScheduler()) as gate:
         expected = (await gate.chat("é [[reply tokens=40]]")).json()["choices"][0]
