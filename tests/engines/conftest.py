@@ -16,6 +16,8 @@ from tests.engines.servers import (
     OUTPUT,
     EngineServer,
     engines_python,
+    llamacpp,
+    make_gguf,
     make_model,
     running,
     transformers_serve,
@@ -76,6 +78,31 @@ def doomed_vllm(runner: asyncio.Runner, tiny_model: Path, spans: Receiver) -> It
 def transformers_server(runner: asyncio.Runner, tiny_model: Path) -> Iterator[EngineServer]:
     """An OpenAI-compatible server of another make: no token ids, no priority, no metrics."""
     with _up(runner, running(transformers_serve(tiny_model))) as (server,):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(runner: asyncio.Runner, tiny_model: Path) -> Path:
+    """The tiny model in the one file that llama.cpp reads."""
+    file = OUTPUT / "model.gguf"
+    try:
+        runner.run(make_gguf(engines_python(), tiny_model, file))
+    except Unavailable as error:
+        pytest.fail(str(error), pytrace=False)
+    return file
+
+
+@pytest.fixture(scope="module")
+def llamacpp_pair(runner: asyncio.Runner, tiny_gguf: Path) -> Iterator[Pair]:
+    """Two servers of llama.cpp: they take and give token ids, and that is all they share."""
+    with _up(runner, running(llamacpp(tiny_gguf), llamacpp(tiny_gguf))) as servers:
+        yield servers
+
+
+@pytest.fixture
+def one_slot(runner: asyncio.Runner, tiny_gguf: Path) -> Iterator[EngineServer]:
+    """A server of llama.cpp that serves one call at a time."""
+    with _up(runner, running(llamacpp(tiny_gguf, slots=1))) as (server,):
         yield server
 
 

@@ -1,5 +1,6 @@
 """How does the product run as its users run it, over real engines? A gateway process of its own, with a real Redis."""
 
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -29,7 +30,7 @@ async def gateway_process(
 ) -> AsyncIterator[str]:
     """The URL of `agentserve gateway` over these servers, which it finds out about by itself."""
     profile = folder / "cpu.toml"
-    profile.write_text(PROFILE)
+    profile.write_text(PROFILE.replace(f'"{MODEL}"', json.dumps(servers[0].model)))
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with RedisServer() as redis:

@@ -24,7 +24,7 @@ OUTPUT: Final = ROOT / "out" / "engines"
 CACHE: Final = OUTPUT / "cache"
 PYTHON: Final = "AGENTSERVE_ENGINES_PYTHON"
 MODEL: Final = "tiny"
-"""The name under which vLLM serves the tiny model."""
+"""The name under which vLLM and llama.cpp serve the tiny model."""
 
 BLOCK_TOKENS: Final = 32
 KV_BLOCKS: Final = 256
@@ -78,9 +78,22 @@ def engines_python() -> Path:
 
 async def make_model(python: Path, folder: Path) -> None:
     """Have the engines' Python write the tiny model into a folder."""
-    script = Path(__file__).with_name("tiny_model.py")
+    await _make(python, "tiny_model.py", folder)
+
+
+async def make_gguf(python: Path, model_dir: Path, file: Path) -> None:
+    """Have the engines' Python write the tiny model, which is in a folder already, into one file for llama.cpp."""
+    await _make(python, "tiny_gguf.py", model_dir, file)
+
+
+async def _make(python: Path, script: str, *paths: Path) -> None:
     maker = await asyncio.create_subprocess_exec(
-        python, script, folder, env=_environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        python,
+        Path(__file__).with_name(script),
+        *paths,
+        env=_environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     said, _ = await maker.communicate()
     if maker.returncode != 0:
@@ -139,6 +152,15 @@ def transformers_serve(model_dir: Path, *, python: Path | None = None, port: int
     port = free_port() if port is None else port
     argv = ["-m", "transformers.cli.transformers", "serve", str(model_dir), "--host", _HOST, "--port", str(port)]
     return _server("transformers", str(model_dir), "float32", port, python, [*argv, "--dtype", "float32"], {})
+
+
+def llamacpp(
+    gguf: Path, *, python: Path | None = None, port: int | None = None, slots: int = 4, context_tokens: int = 4096
+) -> EngineServer:
+    """llama.cpp's server, not yet started: token ids, metrics and slots, but neither priority nor KV transfer."""
+    port = free_port() if port is None else port
+    argv = [str(Path(__file__).with_name("serve_llamacpp.py")), str(gguf), MODEL, str(port)]
+    return _server("llamacpp", MODEL, "float32", port, python, [*argv, str(slots), str(context_tokens)], {})
 
 
 @asynccontextmanager
