@@ -22,7 +22,7 @@ from agentserve.orchestrator.call import Attempt, CallFailed, LiveCall
 from agentserve.orchestrator.diary import Diary
 from agentserve.orchestrator.eventlog import EventLog
 from agentserve.orchestrator.instances import Instance, gate_for
-from agentserve.orchestrator.legs import release
+from agentserve.orchestrator.legs import release, settle
 from agentserve.orchestrator.prompts import PromptSizer
 from agentserve.orchestrator.request import CallRequest, migration_refusal
 from agentserve.orchestrator.serving import serve_call
@@ -350,6 +350,13 @@ class Orchestrator:
         """Have the KV freed that a prefill leg left for nobody; what comes of it is not waited for."""
         if not self._stopping.is_set():
             self._tasks.create_task(release(self, attempt, handoff))
+
+    def settle_soon(self, attempt: Attempt, prefill: asyncio.Future[Mapping[str, Any]]) -> None:
+        """End a prefill leg that is not wanted any more, and free what it kept; not waited for."""
+        if self._stopping.is_set():
+            prefill.cancel()
+        else:
+            self._tasks.create_task(settle(self, attempt, prefill))
 
     def _close_soon(self, adapter: EngineAdapter) -> None:
         self._tasks.create_task(adapter.close())

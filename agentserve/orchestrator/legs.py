@@ -2,14 +2,14 @@
 
 A colocated attempt is one stream. A split one is a prefill leg and a decode leg, in one of two orders: the decode leg
 waits for the prefill leg's answer (vLLM, TensorRT-LLM), or both are sent at once and meet (SGLang). Whichever leg
-breaks, the other is closed at once, so that no engine keeps KV that nobody will take.
+breaks, the other is closed at once, and KV that nobody will take is released.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from agentserve.engines.adapter import Delta, EngineAdapter, EngineCall
 from agentserve.errors import EngineFailed
@@ -19,6 +19,9 @@ from scheduler import events
 
 if TYPE_CHECKING:
     from agentserve.orchestrator.driver import Orchestrator
+
+_GRACE_S: Final = 0.9
+"""How long a prefill leg that is not wanted any more may take to its end."""
 
 
 async def attempt_deltas(
@@ -48,7 +51,12 @@ async def _one_after_the_other(
     source: EngineAdapter,
     target: EngineAdapter,
 ) -> AsyncGenerator[Delta, None]:
-    handoff = await source.prefill(call)
+    prefill = asyncio.ensure_future(source.prefill(call))
+    try:
+        handoff = await asyncio.shield(prefill)
+    except asyncio.CancelledError:
+        driver.settle_soon(attempt, prefill)
+        raise
     _prefilled(driver, live, attempt)
     # Until the first token the decode leg needs the source as well: its KV is being pulled from there.
     live.runs_on = (attempt.prefill, attempt.decode)
@@ -118,6 +126,19 @@ async def _prefill_leg(source: EngineAdapter, call: EngineCall) -> EngineFailed 
 def _prefilled(driver: "Orchestrator", live: LiveCall, attempt: Attempt) -> None:
     driver.diary.of_call(live, Kind.CALL_PREFILLED, instance=attempt.prefill)
     driver.feed(events.PrefillFinished(event_id=driver.next_id(), request_id=live.request_id))
+
+
+async def settle(driver: "Orchestrator", attempt: Attempt, prefill: asyncio.Future[Mapping[str, Any]]) -> None:
+    """End a prefill leg that is not wanted any more, and have freed what it kept.
+
+    An engine that ends the leg in the moment we give it up keeps its KV, and where, only its answer tells. So a leg may
+    end within its grace; a longer one is worth giving up for the work it would still do.
+    """
+    done, _ = await asyncio.wait((prefill,), timeout=_GRACE_S)
+    if not done:
+        prefill.cancel()
+    elif not prefill.cancelled() and prefill.exception() is None:
+        await release(driver, attempt, prefill.result())
 
 
 async def release(driver: "Orchestrator", attempt: Attempt, handoff: Mapping[str, Any]) -> None:

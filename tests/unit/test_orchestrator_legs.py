@@ -10,6 +10,7 @@ import pytest
 
 from agentserve.engines.adapter import Delta, EngineCall
 from agentserve.errors import EngineFailed
+from agentserve.orchestrator import legs
 from agentserve.orchestrator.call import Attempt
 from agentserve.orchestrator.legs import attempt_deltas, release
 from scheduler.events import PrefillFinished
@@ -72,10 +73,14 @@ class Driver:
         self.engines = engines
         self.fed: list[Any] = []
         self.released: list[Mapping[str, Any]] = []
+        self.settling: list[asyncio.Future[Mapping[str, Any]]] = []
         self.diary = SimpleNamespace(of_call=lambda *_, **__: None)
         self.instances = {
             name: SimpleNamespace(
-                adapter=engine, is_live=True, engine="vllm", spec=SimpleNamespace(instance_id=name, kv_group="g", model="m")
+                adapter=engine,
+                is_live=True,
+                engine="vllm",
+                spec=SimpleNamespace(instance_id=name, kv_group="g", model="m"),
             )
             for name, engine in engines.items()
         }
@@ -92,6 +97,9 @@ class Driver:
     def release_soon(self, attempt: Attempt, handoff: Mapping[str, Any]) -> None:
         self.released.append(handoff)
 
+    def settle_soon(self, attempt: Attempt, prefill: asyncio.Future[Mapping[str, Any]]) -> None:
+        self.settling.append(prefill)
+
 
 def live() -> Any:
     return SimpleNamespace(runs_on=("p",), request_id="r")
@@ -103,7 +111,7 @@ def opened(engine: Engine) -> Engine:
     return engine
 
 
-async def settle() -> None:
+async def settled() -> None:
     """Let every task run until it waits."""
     for _ in range(10):
         await asyncio.sleep(0)
@@ -155,7 +163,7 @@ async def test_the_decode_leg_streams_on_after_its_prefill_leg_has_ended() -> No
     driver, call = Driver(p=source, d=target), live()
     source.prefill_gate.set()
     answer = asyncio.create_task(run(driver, call))
-    await settle()
+    await settled()
     assert len(driver.fed) == 1
     target.decode_gate.set()
     assert await answer == ["0", "1", "2"]
@@ -182,16 +190,35 @@ async def test_a_decode_leg_that_fails_closes_the_prefill_leg_at_once() -> None:
     assert call.runs_on[-1] == "d"
 
 
-@pytest.mark.parametrize("room", [None, {"room": 7}])
-async def test_a_client_that_leaves_closes_every_leg_at_once(room: Mapping[str, Any] | None) -> None:
-    source, target = Engine(room=room), Engine()
+async def test_a_client_that_leaves_closes_both_legs_in_a_room_at_once() -> None:
+    source, target = Engine(room={"room": 7}), Engine()
     answer = asyncio.create_task(run(Driver(p=source, d=target), live()))
-    await settle()
+    await settled()
     answer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await answer
-    assert source.did[-1] == ("prefill closed", None)
-    assert not room or target.did[-1] == ("decode closed", None)
+    assert (source.did[-1], target.did[-1]) == (("prefill closed", None), ("decode closed", None))
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_what_a_prefill_leg_kept_for_a_client_that_left_is_released(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(legs, "_GRACE_S", 5.0 if ends else 0.0)
+    source, target = Engine(), Engine()
+    driver = Driver(p=source, d=target)
+    answer = asyncio.create_task(run(driver, live()))
+    await settled()
+    answer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answer
+    assert source.did == [("prefill", None)], "it may end: only its answer tells where its KV is"
+    if ends:
+        source.prefill_gate.set()
+    await legs.settle(driver, SPLIT, driver.settling[0])  # type: ignore[arg-type]  # stands in for the orchestrator
+    await settled()
+    assert target.did == ([("release", {"from": "p"})] if ends else [])
+    assert (source.did[-1] == ("prefill closed", None)) is not ends
 
 
 @pytest.mark.parametrize(
