@@ -68,7 +68,8 @@ $(ENGINES)/.installed: requirements/engines.txt requirements/engines-excludes.tx
 	@touch $@
 
 engines-test: $(VENV)/.dev $(ENGINES)/.installed  ## the same scheduler over real engines on this machine's CPU; takes about 15 minutes
-	$(BIN)/python -m pytest tests/engines -p no:randomly -s --timeout=600
+	$(BIN)/python -m pytest tests/engines/test_profile_*.py -p no:randomly -s --timeout=900
+	$(BIN)/python -m pytest tests/engines --ignore-glob='*/test_profile_*.py' -p no:randomly -s --timeout=900
 
 engines-lock: $(BIN)/uv  ## pin the engines anew from requirements/engines.in
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-package torch --python-version 3.11 \
