@@ -67,6 +67,7 @@ class JoinedStream:
             self._settled = self._released = len(self._ids)
             if self._ids:
                 self._doubt = (max(0, self._settled - _DOUBTFUL_TOKENS), None)
+        self._before = self._settled  # tokens that earlier attempts emitted
 
     @property
     def owns_stops(self) -> bool:
@@ -148,6 +149,7 @@ class JoinedStream:
         self._cuts += 1
         self._usage = None
         del self._ids[self._settled :]
+        self._before = self._settled
         self._replayed = len(self.replay_ids or ())
 
     @property
@@ -167,6 +169,7 @@ class JoinedStream:
             self._doubt = None
             return True
         self._settled -= 1
+        self._before = self._settled
         del self._ids[self._settled :]
         return False
 
@@ -191,6 +194,8 @@ class JoinedStream:
         known = self._usage or {}
         prompt = len(self.prompt_ids) if self.prompt_ids is not None else int(known.get("prompt_tokens") or 0)
         completion = self.output_tokens
+        if not self._stopped:  # tokens without ids of their own are counted by the engine alone
+            completion = max(completion, self._before + int(known.get("completion_tokens") or 0))
         usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,

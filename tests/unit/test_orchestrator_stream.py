@@ -106,6 +106,17 @@ def test_usage_after_a_cut_counts_the_original_prompt_and_every_token() -> None:
     }
 
 
+def test_usage_after_a_cut_has_the_tokens_of_unknown_ids_as_the_engine_counts_them() -> None:
+    stream = make()
+    stream.feed(delta("ab", 1, 2, prompt=(5,)))
+    stream.cut()
+    stream.feed(delta("c", 3))
+    stream.feed(delta("🙂"))  # three tokens, whose ids are not known
+    stream.feed(delta("", finish="length"))
+    stream.feed(Delta(usage={"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}))
+    assert stream.usage() == {"prompt_tokens": 1, "completion_tokens": 6, "total_tokens": 7}
+
+
 def test_a_budget_that_was_used_up_before_the_cut_needs_no_engine() -> None:
     stream = make(max_tokens=2)
     stream.feed(delta("a", 1, prompt=(5,)))
