@@ -10,7 +10,7 @@ import xllamacpp
 
 
 def main() -> None:
-    """Serve a GGUF file under a name. Every slot has the context to itself, and metrics and slots can be read."""
+    """Serve a GGUF file under a name. Every slot has the context to itself; its cache is float32; metrics can be read."""
     file, name, port, slots, context_tokens = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
     params = xllamacpp.CommonParams()
     params.model.path = file
@@ -21,6 +21,9 @@ def main() -> None:
     params.n_ctx = slots * context_tokens
     params.n_gpu_layers = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    # In half precision a replayed cache differs from the one that was decoded, by more than near ties lie apart.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.warmup = False
     params.use_jinja = params.endpoint_metrics = params.endpoint_slots = True
     server = xllamacpp.Server(params)

@@ -71,7 +71,7 @@ class Steered:
                 ]
             case events.MigrationRefused():
                 self.refused.setdefault(event.request_id, []).append(event.reason)
-                self.moved[event.request_id] = len(self.plans[event.request_id].moves)  # it stays where it is
+                self.plans[event.request_id] = Plan()  # it stays where it is
             case events.FirstToken() | events.Progress():
                 tokens = event.output_tokens if isinstance(event, events.Progress) else 1
                 return self._move(event.event_id, event.request_id, tokens)
