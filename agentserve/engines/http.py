@@ -31,6 +31,15 @@ class EngineRefused(EngineFailed):
         self.code = code or "engine_refused"
 
 
+class EngineBusy(EngineFailed):
+    """The engine takes no more just now (429 or 503); another one may."""
+
+    def __init__(self, message: str, status: int, *, said: str = "") -> None:
+        super().__init__(message, said=said)
+        self.status = status
+        self.code = "engine_busy"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Time and size limits of every exchange with an engine."""
@@ -159,8 +168,12 @@ class EngineHttp:
     def _refused(self, status: int, content: bytes) -> EngineFailed:
         message, code = error_message(content)
         text = f"engine answered {status}"
-        if status >= 500 or status in (408, 429):
+        if status in (429, 503):
+            return EngineBusy(text, status, said=message)
+        if status >= 500 or status == 408:
             return EngineFailed(text, said=message)
+        if status == 400 and "context length" in message:
+            code = "context_length_exceeded"
         return EngineRefused(text, status, code, said=message)
 
 

@@ -99,8 +99,11 @@ async def stream_deltas(
     headers: Mapping[str, str],
     parse: Callable[[bytes], Sequence[Delta]] = parse_chunk,
 ) -> AsyncGenerator[Delta, None]:
-    """The deltas of a streaming call up to `[DONE]`; EngineUnreachable if the stream just stops before its finish."""
-    has_finished = False
+    """The deltas of a streaming call up to `[DONE]`; EngineUnreachable if the stream just stops before its finish.
+
+    Of several choices each has a finish of its own. A server without `[DONE]` ends behind the last of them.
+    """
+    finished = 0
     async with aclosing(http.events(path, body, headers)) as arrivals:
         async for payloads in arrivals:
             for payload in payloads:
@@ -108,7 +111,15 @@ async def stream_deltas(
                     return
                 for delta in parse(payload):
                     if delta.finish_reason is not None:
-                        has_finished = True
+                        finished += 1
                     yield delta
-    if not has_finished:
+    if finished < _choices(body):
         raise EngineUnreachable(f"{http.url}: the stream ended before its finish")
+
+
+def _choices(body: Mapping[str, Any]) -> int:
+    """How many choices a call asks for: `n` for each of its prompts."""
+    prompt, each = body.get("prompt"), int(body.get("n") or 1)
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return each * len(prompt)
+    return each

@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from agentserve.engines.http import EngineRefused
+from agentserve.engines.http import EngineBusy, EngineRefused
 from agentserve.errors import AgentServeError
 from agentserve.journal import Kind
 from agentserve.orchestrator.call import Attempt, CallFailed, LiveCall
@@ -103,6 +103,8 @@ class Acts:
         if decision.refusal is Refusal.NOT_RETRYABLE and isinstance(live.last_failure, EngineRefused):
             return live.last_failure
         status, code = STATUS[decision.refusal]
+        if decision.refusal is Refusal.TOO_MANY_ATTEMPTS and isinstance(live.last_failure, EngineBusy):
+            status, code = live.last_failure.status, live.last_failure.code  # clients know how to come back later
         if (failure := live.last_failure) is None:
             return CallFailed(decision.message, status, code)
         record = decision.message

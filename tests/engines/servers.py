@@ -28,6 +28,8 @@ MODEL: Final = "tiny"
 
 BLOCK_TOKENS: Final = 32
 KV_BLOCKS: Final = 256
+ANSWER_TOKENS: Final = 96
+"""Of calls without a limit."""
 
 _HOST: Final = "127.0.0.1"
 _READY_S: Final = 480.0
@@ -131,6 +133,8 @@ def vllm(
         "priority",
     ]
     argv += ["--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", str(KV_BLOCKS)]
+    # Agents set no limit of their own, and the tiny model seldom ends by itself.
+    argv += ["--override-generation-config", json.dumps({"max_new_tokens": ANSWER_TOKENS})]
     argv += ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
     if nixl:
         argv += ["--kv-transfer-config", json.dumps(_NIXL)]

@@ -9,7 +9,7 @@ import pytest
 from agentserve.engines import open_adapter
 from agentserve.engines.adapter import Delta, EngineCall
 from agentserve.engines.bodies import prefill_body, vllm_body
-from agentserve.engines.http import EngineHttp, EngineRefused, EngineUnreachable, Limits
+from agentserve.engines.http import EngineBusy, EngineHttp, EngineRefused, EngineUnreachable, Limits
 from agentserve.engines.sse import SseSplitter
 from agentserve.errors import BadInput, EngineFailed
 
@@ -80,7 +80,8 @@ async def test_a_stream_is_read_whatever_the_framing() -> None:
         ((HEAD + chunk(b'data: {"error":{"message":"boom","code":500}}\n\n'),), EngineFailed),
         ((HEAD + chunk(b'data: {"choices":[{"text":"","finish_reason":"abort"}]}\n\n'),), EngineFailed),
         ((b"HTTP/1.1 400 Bad\r\ncontent-length: 31\r\n\r\n" + b'{"error":{"message":"no such"}}',), EngineRefused),
-        ((b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n",), EngineFailed),
+        ((b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n",), EngineBusy),
+        ((b"HTTP/1.1 500 Broken\r\ncontent-length: 0\r\n\r\n",), EngineFailed),
     ],
 )
 async def test_every_bad_ending_is_one_error(parts: tuple[bytes, ...], error: type[EngineFailed]) -> None:
@@ -88,6 +89,15 @@ async def test_every_bad_ending_is_one_error(parts: tuple[bytes, ...], error: ty
         with pytest.raises(error) as caught:
             await stream(url)
         assert type(caught.value) is error
+
+
+async def test_a_stream_of_two_choices_is_whole_with_two_finishes() -> None:
+    async with engine(saying(HEAD + chunk(TEXT) + chunk(FINISH) + b"0\r\n\r\n")) as url:
+        adapter = open_adapter("vllm", url)
+        with pytest.raises(EngineUnreachable):
+            async for _ in adapter.stream(EngineCall(path="/v1/completions", body={"n": 2}, request_id="r")):
+                pass
+        await adapter.close()
 
 
 async def test_a_silent_engine_is_given_up() -> None:
