@@ -1,7 +1,7 @@
 """How long does a running call pause when it moves, by replay of its tokens and by its KV?
 
 `python -m benchmarks.kv_moves` runs two emulated H100 at speed 1 with links of different bandwidth; with
-`--engines URL URL --model NAME` two real engines. For each context length a call streams 20 tokens on the first engine, is cut, and goes on
+`--engines URL URL --model NAME` two real engines. For each context length a call streams 20 tokens, is cut, and goes on
 at the second, which has not seen its prompt; the pause is from the cut to the first token there. The ways alternate.
 """
 

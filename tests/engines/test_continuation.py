@@ -12,27 +12,25 @@ from tests.engines.steering import Answer, Plan, ask, steered
 
 REQUESTS: Final = 200
 AT_ONCE: Final = 10
-_WORDS: Final = tuple(
-    [
-        "plan",
-        "call",
-        "tools",
-        "loop",
-        "answer",
-        "größe",
-        "où",
-        "敏捷的狐狸",
-        "東京は晴れ",
-        "быстрая",
-        "лиса",
-        "🙂🚀",
-        "שלום",
-        "deadline",
-        "scheduler",
-        "piñas",
-        '{"a":',
-        "1}",
-    ]
+_WORDS: Final = (
+    "plan",
+    "call",
+    "tools",
+    "loop",
+    "answer",
+    "größe",
+    "où",
+    "敏捷的狐狸",
+    "東京は晴れ",
+    "быстрая",
+    "лиса",
+    "🙂🚀",
+    "שלום",
+    "deadline",
+    "scheduler",
+    "piñas",
+    '{"a":',
+    "1}",
 )
 
 
