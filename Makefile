@@ -58,7 +58,7 @@ ENGINES := .venv-engines
 engines-env engines-test engines-lock: export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 engines-env engines-test engines-lock: export UV_INDEX_STRATEGY := unsafe-best-match
 
-engines-env: $(ENGINES)/.installed  ## install real engines that run on a CPU (vLLM, transformers serve), in an environment of their own
+engines-env: $(ENGINES)/.installed  ## install real engines that run on a CPU (vLLM, llama.cpp, transformers serve), in an environment of their own
 
 $(ENGINES)/.installed: requirements/engines.txt requirements/engines-excludes.txt | $(BIN)/uv
 	@$(BIN)/python -c 'import platform, sys; sys.exit(0 if (sys.platform, platform.machine()) == ("linux", "x86_64") else \

@@ -10,7 +10,7 @@ import xllamacpp
 
 
 def main() -> None:
-    """Serve a GGUF file under a name. Every slot has the context to itself; its cache is float32; metrics can be read."""
+    """Serve a GGUF file under a name. Every slot has the context to itself; the cache is float32."""
     file, name, port, slots, context_tokens = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
     params = xllamacpp.CommonParams()
     params.model.path = file

@@ -136,7 +136,7 @@ async def test_calls_on_llamacpp_are_served_in_the_order_of_their_deadlines(
             return await held_back() == len(slos_s)
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(call(30, 2000))  # keeps the engine busy until all others wait
+            tasks.create_task(call(30, 4000))  # keeps the engine busy until all others wait
             await until(lambda: _busy_slots(one_slot))
             shuffled = list(slos_s)
             random.Random(3).shuffle(shuffled)
