@@ -28,8 +28,8 @@ MODEL: Final = "tiny"
 
 BLOCK_TOKENS: Final = 32
 KV_BLOCKS: Final = 256
-ANSWER_TOKENS: Final = 96
-"""Of calls without a limit."""
+ANSWER_TOKENS: Final = 320
+"""Most tokens of an answer: vLLM holds calls with a limit of their own to this one, too."""
 
 _HOST: Final = "127.0.0.1"
 _READY_S: Final = 480.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 
 from tests.engines.conftest import Pair
 from tests.engines.servers import MODEL, EngineServer, sample
-from tests.engines.steering import Plan, ask, steered
+from tests.engines.steering import Answer, Plan, ask, steered
 from tests.engines.test_split import EXPIRED, body_of, total, until_free
 from tests.integration.gateway_parts import until
 
@@ -31,7 +32,7 @@ async def test_20_streams_of_a_killed_vllm_finish_elsewhere_token_by_token(
     print(
         f"\nSIGKILL in mid-stream: {equal} of 20 streams finished elsewhere, token-exact; {len(core.failed)} were moved"
     )
-    assert equal == 20
+    assert equal == 20, differences(answers, expected)
     assert len(core.failed) == 20
     assert state == "lost"
 
@@ -63,7 +64,7 @@ async def test_a_killed_side_of_split_calls_strands_no_kv_and_no_client(
         f"\n{side} side killed: {equal} of 24 whole and equal, {len(core.failed)} began again; the other side "
         f"free after {time.monotonic() - started_s:.1f} s, {expired:.0f} leases ended by time"
     )
-    assert equal == 24
+    assert equal == 24, differences(answers, expected)
     assert core.failed
 
 
@@ -85,6 +86,18 @@ async def test_an_engine_is_idle_soon_after_its_client_left(is_streaming: bool, 
         await until(is_idle, timeout_s=30)
         idle_after_s = time.monotonic() - left_s
     print(f"\nclient left (stream={is_streaming}): the engine was idle again {idle_after_s * 1000:.0f} ms later")
+
+
+def differences(answers: Sequence[Answer], expected: Sequence[Answer]) -> list[str]:
+    """Where each answer that differs begins to differ."""
+    told = []
+    for number, (got, want) in enumerate(zip(answers, expected, strict=True)):
+        if (got.text, got.token_ids) != (want.text, want.token_ids):
+            pairs = enumerate(zip(got.token_ids, want.token_ids, strict=False))
+            at = next((index for index, (mine, theirs) in pairs if mine != theirs), None)
+            lengths = f"{len(got.token_ids)} of {len(want.token_ids)} tokens"
+            told.append(f"{number}: {lengths}, first other token {at}, text equal {got.text == want.text}")
+    return told
 
 
 def _streaming(gate: Any, instance: str) -> int:
