@@ -67,7 +67,7 @@ $(ENGINES)/.installed: requirements/engines.txt requirements/engines-excludes.tx
 	$(BIN)/uv pip install --python $(ENGINES)/bin/python --compile-bytecode --excludes requirements/engines-excludes.txt -r requirements/engines.txt
 	@touch $@
 
-engines-test: $(VENV)/.dev $(ENGINES)/.installed  ## the same scheduler over real engines on this machine's CPU; takes about 15 minutes
+engines-test: $(VENV)/.dev $(ENGINES)/.installed  ## the same scheduler over real engines on this machine's CPU; takes about 20 minutes
 	$(BIN)/python -m pytest tests/engines/test_profile_*.py -p no:randomly -s --timeout=900
 	$(BIN)/python -m pytest tests/engines --ignore-glob='*/test_profile_*.py' -p no:randomly -s --timeout=900
 
