@@ -118,7 +118,7 @@ async def test_an_engine_that_is_not_ready_in_time_ends_the_worker(gateway: Gate
 async def test_the_emulator_is_announced_with_all_it_can_do_and_its_load_reported(gateway: Gateway) -> None:
     config = EmulatorConfig(gpu="h200", speed=5, scheduling_policy="priority")
     async with running(config) as url, worker(gateway, url, gpu="h200", speed=5.0):
-        await until(lambda: "w" in gateway.reports)
+        await until(lambda: "w" in gateway.readings)
         spec = gateway.specs["w"]
         assert (spec.gpu, spec.model, spec.speed) == ("h200", MODEL, 5.0)
         assert (spec.supports_priority, spec.supports_replay) == (True, True)
@@ -129,9 +129,9 @@ async def test_the_emulator_is_announced_with_all_it_can_do_and_its_load_reporte
             client.stream("POST", f"{url}/v1/completions", json=body) as response,
         ):
             assert response.status_code == 200
-            await until(lambda: gateway.reports["w"].running == 1)
-            await until(lambda: (gateway.reports["w"].decode_tokens_per_s or 0) > 0)
-        await until(lambda: gateway.reports["w"].running == 0, "a closed connection ends the call")
+            await until(lambda: gateway.readings["w"].running == 1)
+            await until(lambda: (gateway.readings["w"].decode_tokens_per_s or 0) > 0)
+        await until(lambda: gateway.readings["w"].running == 0, "a closed connection ends the call")
 
 
 async def test_a_probe_of_the_emulator_finds_all_that_it_does() -> None:
@@ -158,7 +158,7 @@ async def test_emulators_of_one_model_may_hand_kv_to_each_other_whatever_their_g
 
 async def test_another_kind_of_engine_behind_the_same_port_is_announced_and_read_as_such(gateway: Gateway) -> None:
     async with FakeEngine() as engine, worker(gateway, engine.url):
-        await until(lambda: "w" in gateway.reports and gateway.reports["w"].running == 0)
+        await until(lambda: "w" in gateway.readings and gateway.readings["w"].running == 0)
         engine.owner, engine.has_metrics, engine.version = "someone", False, "9"
         await until(lambda: gateway.announced["w"].engine == "openai")
         assert not gateway.specs["w"].supports_replay

@@ -32,15 +32,15 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[tuple[ChildPro
 async def test_a_worker_is_announced_and_its_state_reported(broker: tuple[ChildProcess, str]) -> None:
     _, url = broker
     async with FakeEngine(running=3) as engine, Gateway(url).following() as gateway, worker_process(engine.url, url):
-        await until(lambda: "w" in gateway.reports)
+        await until(lambda: "w" in gateway.readings)
         spec = gateway.specs["w"]
         assert (spec.gpu, spec.model, spec.kv_capacity_tokens, spec.block_tokens) == ("h100", "llama-3.1-8b", 32000, 32)
         assert (spec.supports_priority, spec.supports_replay, spec.kv_link_bytes_per_s) == (True, True, None)
         assert gateway.announced["w"].engine_version == "0.32.0"
-        report = gateway.reports["w"]
+        report = gateway.readings["w"]
         assert (report.healthy, report.running, report.waiting, report.kv_usage) == (True, 3, 0, 0.25)
         engine.running = 5
-        await until(lambda: gateway.reports["w"].running == 5)
+        await until(lambda: gateway.readings["w"].running == 5)
         assert gateway.log == [("joined", "w")]
         engine.running = 0  # so that the worker need not drain
 

@@ -183,22 +183,31 @@ class FakeEngine:
 
 
 class Gateway:
-    """A registry that follows a broker; `log` is what it called back, `reports` the last report of each worker."""
+    """A registry that follows a broker; `log` is what it called back, `reports` the last report of each worker.
+
+    `readings`: the last one that brought figures; those between are signs of life.
+    """
 
     def __init__(self, mqtt_url: str, lost_after_s: float = 1.5) -> None:
         self.log: list[tuple[str, str]] = []
         self.specs: dict[str, InstanceSpec] = {}
         self.announced: dict[str, Announce] = {}
         self.reports: dict[str, Report] = {}
+        self.readings: dict[str, Report] = {}
         self.bus = Bus(mqtt_url)
         self.registry = Registry(
             "default",
             lost_after_s,
             on_joined=self._joined,
-            on_reported=lambda report: self.reports.__setitem__(report.worker_id, report),
+            on_reported=self._reported,
             on_draining=lambda worker_id: self.log.append(("draining", worker_id)),
             on_lost=lambda worker_id, reason: self.log.append(("lost", worker_id)),
         )
+
+    def _reported(self, report: Report) -> None:
+        self.reports[report.worker_id] = report
+        if report.running is not None:
+            self.readings[report.worker_id] = report
 
     def _joined(self, spec: InstanceSpec, announce: Announce) -> None:
         self.specs[spec.instance_id], self.announced[spec.instance_id] = spec, announce
