@@ -180,6 +180,8 @@ class SchedulerConfig:
     """Failed attempts after which a call is refused."""
     speed_sigma: float = 0.15
     """Standard deviation of ln(time) that the latency model leaves unexplained."""
+    waiting_tries: int = 8
+    """Waiting calls that are asked about whenever capacity may have come free."""
     explained_candidates: int = 3
     """Losing candidates listed in a decision's reason."""
     max_ended: int = 8192
@@ -197,6 +199,7 @@ class SchedulerConfig:
             hold_limit_s=(0.0, 86400.0),
             max_attempts=(1, 1000),
             speed_sigma=(0.0, 3.0),
+            waiting_tries=(1, 1_000_000),
             explained_candidates=(0, 64),
             max_ended=(0, 10_000_000),
         )

@@ -1,6 +1,6 @@
 """What does the scheduler decide at each event? The table from events to decisions, and the order of their checks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from scheduler import risk
@@ -29,8 +29,8 @@ from scheduler.events import (
 from scheduler.frozen import builder
 from scheduler.integrity import check_integrity
 from scheduler.placement import Move, Placement
-from scheduler.policies import make_policy
-from scheduler.policies.policy import Policy
+from scheduler.policies import configured
+from scheduler.policy import Balancer, Evacuator, Policy, Ranker, Rectifier, Wait
 from scheduler.profiles import load_profile
 from scheduler.snapshot import snapshot
 from scheduler.state import ClusterState, Profiles
@@ -48,6 +48,10 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, policy: Policy, profiles: Profiles = load_profile, seed: int = 0):
         self.config = config
         self.policy = policy
+        self._ranker = policy if isinstance(policy, Ranker) else None
+        self._rectifier = policy if isinstance(policy, Rectifier) else None
+        self._evacuator = policy if isinstance(policy, Evacuator) else None
+        self._balancer = policy if isinstance(policy, Balancer) else None
         self._state = ClusterState(config, profiles, seed)
         self._handlers: dict[type, Callable[[Any, float], list[Decision]]] = {
             InstanceJoined: self._joined,
@@ -91,7 +95,9 @@ class Scheduler:
 
     def _joined(self, event: InstanceJoined, now_s: float) -> list[Decision]:
         check_instance(event.instance)
-        return self._retry_held(event.event_id, now_s) if self._state.join(event.instance) else []
+        if not self._state.join(event.instance):
+            return []
+        return [*self._retry_held(event.event_id, now_s), *self._ask_waiting(event.event_id, now_s)]
 
     def _reported(self, event: InstanceReported, now_s: float) -> list[Decision]:
         check_report(event)
@@ -136,7 +142,7 @@ class Scheduler:
         call = self._state.live_call(event.request_id)
         if call is not None:
             self._state.first_token(call, event.cached_tokens)
-        return []
+        return self._ask_waiting(event.event_id, now_s)
 
     def _progress(self, event: Progress, now_s: float) -> list[Decision]:
         call = self._state.live_call(event.request_id)
@@ -153,7 +159,7 @@ class Scheduler:
         if call is not None:
             check_output(event.request_id, event.output_tokens)
             self._state.finish(call, event.output_tokens)
-        return []
+        return self._ask_waiting(event.event_id, now_s)
 
     def _failed(self, event: RequestFailed, now_s: float) -> list[Decision]:
         call = self._state.live_call(event.request_id)
@@ -164,6 +170,9 @@ class Scheduler:
             self._state.doubt_pair(call, event.instance_id)
         self._state.fail(call, event.instance_id, event.output_tokens)
         why = f"attempt {call.attempt} failed on {event.instance_id}: {event.error}"
+        return [*self._after_failure(event, call, why, now_s), *self._ask_waiting(event.event_id, now_s)]
+
+    def _after_failure(self, event: RequestFailed, call: Call, why: str, now_s: float) -> list[Decision]:
         if not event.retryable:
             return [self._reject(event.event_id, call, Refusal.NOT_RETRYABLE, why)]
         if call.emitted and call.arrived.migration_refused is not None:
@@ -179,10 +188,11 @@ class Scheduler:
             return []
         was_held = call.state is CallState.HELD
         self._state.end(call)
+        freed = self._ask_waiting(event.event_id, now_s)
         if was_held:
-            return []
+            return freed
         reason = self._explain(call, "the client or the run no longer wants it")
-        return [Cancel(cause_id=event.event_id, request_id=call.request_id, reason=reason)]
+        return [Cancel(cause_id=event.event_id, request_id=call.request_id, reason=reason), *freed]
 
     def _migration_refused(self, event: MigrationRefused, now_s: float) -> list[Decision]:
         call = self._state.live_call(event.request_id)
@@ -195,6 +205,13 @@ class Scheduler:
         decisions = self._expire_held(event.event_id, now_s)
         for call in risk.overdue(self._state.calls.values(), now_s, self.config.migration.checks_per_wake):
             decisions += self._check(event.event_id, call, now_s)
+        if self._balancer is not None:
+            for call, move in self._balancer.rebalance(self._state, now_s):
+                assert call.seat is not None  # noqa: S101  # only running calls move
+                decisions.append(self._migrate(event.event_id, call, call.seat.decode, move))
+        if self._state.waiting:
+            self._state.waiting.sort(lambda call: self._rank(call, now_s))
+            decisions += self._ask_waiting(event.event_id, now_s)
         return decisions
 
     # Placing
@@ -220,6 +237,8 @@ class Scheduler:
         placement = self.policy.place(call, self._state, now_s) if pool.ids else None
         if placement is None:
             return self._hold(cause_id, call, "no open instance can serve it")
+        if isinstance(placement, Wait):
+            return self._wait(cause_id, call, placement.rule, now_s)
         return [self._dispatch(cause_id, call, placement)]
 
     def _dispatch(self, cause_id: str, call: Call, placement: Placement) -> Dispatch:
@@ -241,6 +260,28 @@ class Scheduler:
         self._state.hold(call)
         rule = f"{why}; held for up to {self.config.hold_limit_s:g} s"
         return [Hold(cause_id=cause_id, request_id=call.request_id, reason=self._explain(call, rule))]
+
+    def _wait(self, cause_id: str, call: Call, rule: str, now_s: float) -> list[Decision]:
+        """Let a call wait by its policy's wish; one that waits already does so without a word."""
+        if call.request_id in self._state.waiting:
+            return []
+        self._state.wait(call, self._rank(call, now_s))
+        return [Hold(cause_id=cause_id, request_id=call.request_id, reason=self._explain(call, rule))]
+
+    def _rank(self, call: Call, now_s: float) -> float:
+        return 0.0 if self._ranker is None else self._ranker.rank(call, self._state, now_s)
+
+    def _ask_waiting(self, cause_id: str, now_s: float) -> list[Decision]:
+        """Ask about the first few waiting calls again, and about more for as long as some of them go."""
+        room, decisions = self._state.waiting, list[Decision]()
+        tries = self.config.waiting_tries
+        while room:
+            before = len(room)
+            for call in room.first(tries):
+                decisions += self._place(cause_id, call, now_s)
+            if len(room) == before:
+                break
+        return decisions
 
     def _retry_held(self, cause_id: str, now_s: float) -> list[Decision]:
         """Try every held call again, the least slack first."""
@@ -272,12 +313,12 @@ class Scheduler:
         seat = call.seat
         if call.state is not CallState.RUNNING or seat is None or seat.decode not in pool.row:
             return []
+        move: Move | None = None
         if not pool.is_open[pool.row[seat.decode]]:
-            move = self.policy.evacuate(call, self._state, now_s)
-        elif risk.is_late(call, pool, now_s):
-            move = self.policy.rectify(call, self._state, now_s)
-        else:
-            return []
+            if self._evacuator is not None:
+                move = self._evacuator.evacuate(call, self._state, now_s)
+        elif self._rectifier is not None and risk.is_late(call, pool, now_s):
+            move = self._rectifier.rectify(call, self._state, now_s)
         return [] if move is None else [self._migrate(cause_id, call, seat.decode, move)]
 
     def _migrate(self, cause_id: str, call: Call, source: str, move: Move) -> Migrate:
@@ -324,10 +365,15 @@ class Scheduler:
 
 
 def make_scheduler(
-    policy_name: str, config: SchedulerConfig | None = None, seed: int = 0, profiles: Profiles = load_profile
+    policy_name: str,
+    config: SchedulerConfig | None = None,
+    seed: int = 0,
+    profiles: Profiles = load_profile,
+    params: Mapping[str, Any] | None = None,
 ) -> Scheduler:
-    """Build a scheduler; raises UnknownPolicy naming the known ones."""
-    return Scheduler(config or SchedulerConfig(), make_policy(policy_name), profiles, seed)
+    """Build a scheduler; raises UnknownPolicy or InvalidConfig (of `params`) naming the known ones."""
+    policy, config = configured(policy_name, config or SchedulerConfig(), params)
+    return Scheduler(config, policy, profiles, seed)
 
 
 def _seats(call: Call) -> set[str]:

@@ -14,7 +14,7 @@ def check_integrity(state: ClusterState) -> None:
     for call in state.calls.values():
         _check_call(state, call)
     held = [name for name, call in state.calls.items() if call.state is CallState.HELD]
-    _same("held calls", sorted(held), sorted(state.held))
+    _same("held calls", sorted(held), sorted([*state.held, *state.waiting.names()]))
     _same("moving calls", sum(call.state is CallState.MOVING for call in state.calls.values()), state.moving)
     _same("instances", sorted(name for pool in state.pools.values() for name in pool.ids), sorted(state.model_of))
     for pool in state.pools.values():

@@ -15,6 +15,8 @@ from scheduler.events import InstanceReported, InstanceSpec, RequestArrived
 from scheduler.length import LengthModel
 from scheduler.placement import Move, Placement
 from scheduler.profiles.profile import GpuProfile
+from scheduler.runs import Runs
+from scheduler.waiting import WaitingRoom
 
 Profiles = Callable[[str, str], GpuProfile]
 _IDLE_QUEUE_SHARE = 0.1
@@ -33,6 +35,10 @@ class ClusterState:
         self.model_of: dict[str, str] = {}
         self.calls: dict[str, Call] = {}
         self.held: dict[str, None] = {}
+        """Calls that no instance can serve now."""
+        self.waiting = WaitingRoom()
+        """Calls that a policy keeps at the gateway."""
+        self.runs = Runs(config.max_ended)
         self.moving = 0
         self.now_s = 0.0
         self.epoch_s: float | None = None
@@ -143,21 +149,33 @@ class ClusterState:
         )
         self._ended.pop(event.request_id, None)
         self.calls[event.request_id] = call
+        self.runs.begin(call, self.now_s)
         return call
 
     def hold(self, call: Call) -> None:
         """Keep a call until an instance joins."""
         call.state = CallState.HELD
-        call.held_since_s = self.now_s
+        self.waiting.leave(call)
+        if call.held_since_s is None:
+            call.held_since_s = self.now_s
         self.held[call.request_id] = None
+
+    def wait(self, call: Call, rank: float) -> None:
+        """Keep a call that could be served at the gateway."""
+        call.state = CallState.HELD
+        self.held.pop(call.request_id, None)
+        call.held_since_s = None
+        self.waiting.enter(call, rank)
 
     def dispatch(self, call: Call, placement: Placement) -> None:
         """Seat a call where its policy placed it."""
         self.held.pop(call.request_id, None)
+        self.waiting.leave(call)
         call.held_since_s = None
         call.attempt += 1
         call.state = CallState.DISPATCHED
         self.pool_of(call).last_placed = placement.decode
+        self.runs.dispatched(call, placement.decode)
         self._seat(call, placement)
 
     def prefill_finished(self, call: Call) -> None:
@@ -294,6 +312,8 @@ class ClusterState:
             self._end_move(call)
         del self.calls[call.request_id]
         self.held.pop(call.request_id, None)
+        self.waiting.leave(call)
+        self.runs.ended(call, self.now_s)
         _remember(self._ended, call.request_id, self.config.max_ended)
 
     # Seats

@@ -145,3 +145,6 @@ def _verdicts(options: Options, price: Floats, best: list[int]) -> list[str]:
         more = price_s(option) - first_price_s, own_s(option) - first_own_s, harm_s(option) - first_harm_s
         verdicts.append(_UNSAFE % more[1:] if more[0] > _UNSAFE_S / 2 else _DEARER % more)
     return verdicts
+
+
+POLICY = AgentServe

@@ -14,7 +14,7 @@ from scheduler.estimate import Bools, Floats, Pool
 from scheduler.latency import Demand, cached_tokens
 from scheduler.migration import may_move, staying_candidate
 from scheduler.placement import Move, Placement, colocated, demand_of, fits
-from scheduler.policies.counting import place_at
+from scheduler.ranking import place_at
 from scheduler.risk import Outlook, outlook
 from scheduler.selection import argmin, best_rows, just_enough, most_capable
 from scheduler.state import ClusterState
@@ -77,10 +77,6 @@ class GoodServe:
         if row is None:
             return None
         return self._move(call, state, demand, cached, row, meets, seen, stay_s - float(total_s[row]), now_s)
-
-    def evacuate(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
-        """The paper knows no draining: the call stays."""
-        return None
 
     def _place_split(self, call: Call, state: ClusterState, now_s: float) -> Placement | None:
         """A pool of separate prefill and decode instances, which the paper does not have: the most capable decode."""
@@ -181,3 +177,6 @@ def _placement(pool: Pool, demand: Demand, cached: Floats, row: int, reason: Exp
 def _parts(pool: Pool, demand: Demand, cached: Floats, row: int) -> tuple[float, float, float]:
     fresh = demand.context_tokens - float(cached[row])
     return float(pool.box_q[row]), float(pool.box_p[row]) * fresh, float(pool.box_d[row]) * demand.output_tokens
+
+
+POLICY = GoodServe

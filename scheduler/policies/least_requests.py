@@ -2,8 +2,8 @@
 
 from scheduler.call import Call
 from scheduler.estimate import Pool
-from scheduler.placement import Move, Placement
-from scheduler.policies.counting import place_at
+from scheduler.placement import Placement
+from scheduler.ranking import place_at
 from scheduler.state import ClusterState
 
 
@@ -24,14 +24,9 @@ class LeastRequests:
             verdict=lambda pool, row: f"{_outstanding(pool, row):.0f} outstanding calls",
         )
 
-    def rectify(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
-        """Never moves a call."""
-        return None
-
-    def evacuate(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
-        """Never moves a call."""
-        return None
-
 
 def _outstanding(pool: Pool, row: int) -> float:
     return float(pool.running[row] + pool.bound[row] + pool.foreign[row])
+
+
+POLICY = LeastRequests

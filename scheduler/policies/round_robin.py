@@ -1,8 +1,8 @@
 """What if every call simply goes to the next instance? Round robin over the open instances, by id."""
 
 from scheduler.call import Call
-from scheduler.placement import Move, Placement
-from scheduler.policies.counting import place_at
+from scheduler.placement import Placement
+from scheduler.ranking import place_at
 from scheduler.state import ClusterState
 
 
@@ -24,10 +24,5 @@ class RoundRobin:
             verdict=lambda _pool, _row: "not its turn",
         )
 
-    def rectify(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
-        """Never moves a call."""
-        return None
 
-    def evacuate(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
-        """Never moves a call."""
-        return None
+POLICY = RoundRobin
