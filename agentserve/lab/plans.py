@@ -1,13 +1,19 @@
 """What is to be sent? Runs, their calls and the order of these, as a trace tells it, with nothing of how it will go."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from statistics import NormalDist
+from typing import Final, Protocol
 
 from agentserve.errors import BadInput
 from scheduler.errors import UnknownProfile
 from scheduler.profiles import GpuProfile, load_profile
 from workflows.graph import Workflow
+
+Profiles = Callable[[str, str], GpuProfile]
+"""Gives the profile of a GPU and a model, or raises UnknownProfile: `load_profile`, or a ProfileBook."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,8 @@ class RunPlan:
     arrival_s: float
     session_id: str
     steps: tuple[StepPlan, ...]
+    tenant: str = ""
+    """Whose run it is; empty where the workload has one tenant."""
 
     @property
     def output_tokens(self) -> int:
@@ -100,12 +108,14 @@ class FixedSlo:
 class SoloScaleSlo:
     """A multiple, alpha, of the run's solo time on a reference GPU: the SLO scale of the serving literature.
 
-    `model` None: the model that is replayed. Raises BadInput, naming the known ones, when used with an unknown one.
+    `model` None: the model that is replayed. `profiles` None: the shipped ones. Raises BadInput, naming the known ones,
+    when used with an unknown one.
     """
 
     alpha: float
     gpu: str = "h100"
     model: str | None = None
+    profiles: Profiles | None = None
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
@@ -120,13 +130,70 @@ class SoloScaleSlo:
         if self.model is None:
             raise BadInput("an SLO scale needs the model whose solo time it multiplies")
         try:
-            return self.alpha * solo_s(plan, load_profile(self.gpu, self.model))
+            return self.alpha * solo_s(plan, (self.profiles or load_profile)(self.gpu, self.model))
         except UnknownProfile as error:
             raise BadInput(f"no solo time for the SLO: {error}; give a fixed SLO") from None
 
     def describe(self) -> str:
         """The rule in words."""
         return f"{self.alpha:g} x the run's solo time on one {self.gpu}, tool times included"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSlo:
+    """Fixed seconds per agent class, that is per workflow: they tell nothing of a run's own length."""
+
+    by_workflow: Mapping[str, float]
+    default_s: float | None = None
+    """Of workflows without seconds of their own; None: such a run is refused."""
+
+    def __post_init__(self) -> None:
+        for name, seconds in (*self.by_workflow.items(), ("default", self.default_s)):
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise BadInput(f"the SLO of {name} must be a positive number of seconds, not {seconds}")
+
+    def slo_s(self, plan: RunPlan) -> float:
+        """Seconds from submission to deadline."""
+        seconds = self.by_workflow.get(plan.workflow, self.default_s)
+        if seconds is None:
+            known = ", ".join(sorted(self.by_workflow)) or "none"
+            raise BadInput(f"no SLO for the workflow {plan.workflow!r}; there are some for {known}, and no default")
+        return seconds
+
+    def describe(self) -> str:
+        """The rule in words."""
+        parts = [f"{name} {seconds:g} s" for name, seconds in sorted(self.by_workflow.items())]
+        parts += [f"{'others' if parts else 'every run'} {self.default_s:g} s"] if self.default_s is not None else []
+        return "fixed: " + ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpreadSlo:
+    """Another rule's SLO times exp(sigma·z), z a standard normal number of each run: some are urgent, some are not.
+
+    The factor's median is 1. It depends on `seed` and the run's id only, so that every policy sees the same.
+    """
+
+    rule: SloRule
+    sigma: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma <= _MAX_SIGMA:
+            raise BadInput(f"the spread of an SLO is {self.sigma}; allowed are 0 to {_MAX_SIGMA:g}")
+
+    def slo_s(self, plan: RunPlan) -> float:
+        """Seconds from submission to deadline."""
+        digest = hashlib.sha256(f"slo/{self.seed}/{plan.run_id}".encode()).digest()
+        uniform = (int.from_bytes(digest[:6]) + 0.5) / 2**48
+        return self.rule.slo_s(plan) * math.exp(self.sigma * NormalDist().inv_cdf(uniform))
+
+    def describe(self) -> str:
+        """The rule in words."""
+        return f"{self.rule.describe()}, times a log-normal factor per run (sigma {self.sigma:g})"
+
+
+_MAX_SIGMA: Final = 3.0
 
 
 def call_solo_s(step: StepPlan, profile: GpuProfile) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ import numpy as np
 
 from agentserve.errors import BadInput
 from agentserve.lab.plans import RunPlan, StepPlan, join_blocks
-from agentserve.lab.trace_files import Line, number, parse_object, tokens
+from agentserve.lab.trace_files import Line, TraceFormat, number, parse_object, tokens
 
 SINGLE: Final = "single"
 RECORDED: Final = "recorded-agent"
@@ -18,6 +19,17 @@ MOONCAKE_BLOCK_TOKENS: Final = 512
 CHARS_PER_TOKEN: Final = 4
 _WINDOW_S: Final = 600.0
 _MAX_ROWS: Final = 1_000_000
+
+
+def read_rows(path: Path, found: TraceFormat, lines: Iterable[Line], seed: int, limit: int) -> Iterator[RunPlan]:
+    """The runs of a trace in any format but that of sessions; `seed` and `limit` are for those that are drawn."""
+    if found is TraceFormat.MOONCAKE:
+        return read_mooncake(path, lines)
+    if found is TraceFormat.AZURE:
+        return read_azure(path, lines)
+    if found is TraceFormat.SERVEGEN:
+        return read_servegen(path, lines, seed, limit)
+    return read_texts(path, lines)
 
 
 def read_mooncake(path: Path, lines: Iterable[Line]) -> Iterator[RunPlan]:
@@ -93,7 +105,7 @@ def read_servegen(path: Path, lines: Iterable[Line], seed: int, limit: int | Non
     """Arrivals drawn from the clients' windows, from the first window in which anyone calls until `limit` runs.
 
     Gamma or Weibull gaps with the window's rate and CV (Weibull: its fitted shape); lengths from the quantiles of the
-    client's latest window that has them. Each client is one session, without shared prefixes.
+    client's latest window that has them. Each client is one session and one tenant, without shared prefixes.
     """
     windows, lengths = _servegen_windows(path, lines)
     made = 0
@@ -108,10 +120,22 @@ def read_servegen(path: Path, lines: Iterable[Line], seed: int, limit: int | Non
             known = lengths.get(client, (_DEFAULT_IN, _DEFAULT_OUT))
             prompt, output = (max(1, round(_quantile(draw.random(), points))) for points in known)
             step = StepPlan(step_id="s0", node="call", prompt_tokens=prompt, output_tokens=output)
-            yield _single(f"r{made}", at_s - first_s, step, session=f"client{client}")
+            yield replace(
+                _single(f"r{made}", at_s - first_s, step, session=f"client{client}"), tenant=f"client{client}"
+            )
             made += 1
             if made >= (limit or _MAX_ROWS):
                 return
+
+
+def client_rates(path: Path, lines: Iterable[Line]) -> dict[str, float]:
+    """Mean rate of each client over all windows in which anyone calls, the greatest first."""
+    windows, _ = _servegen_windows(path, lines)
+    rates: dict[str, float] = {}
+    for rows in windows.values():
+        for client, rate, *_ in rows:
+            rates[client] = rates.get(client, 0.0) + rate / len(windows)
+    return dict(sorted(rates.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 _Window = tuple[str, float, float, str, float]

@@ -1,21 +1,37 @@
 """How does a trace file become a workload? Read, select, scale, give arrivals; what was done is said in words."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from agentserve.errors import BadInput
+from agentserve.lab.arrivals import Process, drawn_times, read_arrivals
 from agentserve.lab.plans import RunPlan, StepPlan, Workload
 from agentserve.lab.trace_files import Line, TraceFormat, open_trace
-from agentserve.lab.trace_rows import RECORDED, SINGLE, read_azure, read_mooncake, read_servegen, read_texts
+from agentserve.lab.trace_rows import RECORDED, SINGLE, read_rows
 from agentserve.lab.trace_sessions import WORKFLOW, coding_agent, read_sessions
 from workflows.graph import END, START, Workflow, declare, single_step
 
-BUNDLED_SESSIONS: Final = Path(__file__).parent / "data" / "coding_agent_sessions.jsonl.gz"
-BUNDLED_ARRIVALS: Final = Path(__file__).parent / "data" / "azure_conv_arrivals.csv.gz"
+__all__ = [
+    "BUNDLED", "BUNDLED_ARRIVALS", "BUNDLED_SESSIONS", "Runs", "WorkloadOptions", "load_workload", "read_arrivals",
+    "read_runs", "trace_path", "with_arrivals",
+]  # fmt: skip
+
+_DATA: Final = Path(__file__).parent / "data"
+BUNDLED: Final[Mapping[str, Path]] = {
+    "coding-agent": _DATA / "coding_agent_sessions.jsonl.gz",
+    "coding-agent-2": _DATA / "coding_agent_sessions_2.jsonl.gz",
+    "mooncake-conversation": _DATA / "mooncake_conversation.jsonl.gz",
+    "azure-code": _DATA / "azure_code_arrivals.csv.gz",
+    "azure-conv": _DATA / "azure_conv_arrivals.csv.gz",
+    "servegen": _DATA / "servegen_windows.csv.gz",
+}
+"""The slices of real traces that are shipped, by the names under which a scenario may ask for them; see NOTICE."""
+BUNDLED_SESSIONS: Final = BUNDLED["coding-agent"]
+BUNDLED_ARRIVALS: Final = BUNDLED["azure-conv"]
 ACTIVE_SESSIONS: Final = 16
 """Sessions whose turns are interleaved at any time, so that later turns find their prefix cached as in life."""
 DEFAULT_RATE_PER_S: Final = 0.2
@@ -26,9 +42,13 @@ _MAX_RUNS: Final = 200_000
 class WorkloadOptions:
     """What to do with a trace. Scales multiply token counts; `limit` is a number of runs.
 
-    `arrivals` is another trace whose times are taken; `rate_per_s` stretches time so that runs come at this mean rate
-    (without any times: a Poisson process). `max_tool_gap_s` cuts long tool times. A run with a call longer than
-    `max_prompt_tokens` (after scaling) or with more than `max_steps` calls is left out.
+    `arrivals` is another trace whose times are taken, `process` a kind of times to draw (`cv`: of its gaps) in place of
+    the trace's own; `rate_per_s` stretches time so that runs come at this mean rate (without any times: a Poisson
+    process). `max_tool_gap_s` cuts long tool times. A run with a call longer than `max_prompt_tokens` (after scaling)
+    or with more than `max_steps` calls is left out. Of the file's sessions or rows the first `skip` are left out and
+    then at most `take` are used, so that tuning and evaluation can have disjoint parts. `repeats`: the trace again so
+    many times, as other sessions with text of their own. `drawn_start`: of rows with times, the `limit` ones from a
+    row on that the seed draws, so that seeds give different loads.
     """
 
     prompt_scale: float = 1.0
@@ -37,17 +57,54 @@ class WorkloadOptions:
     max_steps: int | None = None
     max_tool_gap_s: float | None = None
     arrivals: Path | None = None
+    process: Process | None = None
+    cv: float = 1.0
     rate_per_s: float | None = None
     limit: int | None = None
+    skip: int = 0
+    take: int | None = None
+    repeats: int = 1
+    drawn_start: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("prompt_scale", "output_scale", "max_prompt_tokens", "max_steps", "rate_per_s", "limit"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
                 raise BadInput(f"{name.replace('_', '-')} is {value}; expected a positive number")
-        if self.max_tool_gap_s is not None and not self.max_tool_gap_s >= 0:
-            raise BadInput(f"max-tool-gap-s is {self.max_tool_gap_s}; expected 0 or more")
+        for name in ("max_tool_gap_s", "skip"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise BadInput(f"{name.replace('_', '-')} is {value}; expected 0 or more")
+        if self.arrivals is not None and self.process is not None:
+            raise BadInput(f"arrivals come from {self.arrivals.name} or from a {self.process} process, not from both")
+
+
+_POSITIVE: Final = (
+    "prompt_scale", "output_scale", "max_prompt_tokens", "max_steps", "cv", "rate_per_s", "limit", "take", "repeats",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The runs of one source in order, before their arrivals are settled."""
+
+    plans: list[RunPlan]
+    has_times: bool
+    """Whether `arrival_s` is from the source; otherwise only the order means anything."""
+    workflows: Mapping[str, Workflow]
+    notes: list[str]
+
+
+def trace_path(name: str, folder: Path | None = None) -> Path:
+    """The file of a bundled trace's name, or the path itself, relative to `folder`. Raises BadInput: there is none."""
+    if name in BUNDLED:
+        return BUNDLED[name]
+    path = Path(name).expanduser()
+    path = path if folder is None else folder / path
+    if not path.is_file():
+        raise BadInput(f"no trace {name!r}: neither a file ({path}) nor one of {', '.join(BUNDLED)}")
+    return path
 
 
 def load_workload(path: Path, options: WorkloadOptions | None = None) -> Workload:
@@ -56,54 +113,49 @@ def load_workload(path: Path, options: WorkloadOptions | None = None) -> Workloa
     Raises BadInput (unreadable, unknown format, a bad line, nothing left after filters) or TooLarge, naming the file.
     """
     chosen = options or WorkloadOptions()
+    runs = read_runs(path, chosen)
+    plans = with_arrivals(runs, chosen)
+    return Workload(source=str(path), plans=tuple(plans), workflows=runs.workflows, notes=tuple(runs.notes))
+
+
+def read_runs(path: Path, options: WorkloadOptions) -> Runs:
+    """The runs of a trace file, selected and scaled; see `load_workload` for what it raises."""
     found, lines = open_trace(path)
     notes = [f"{path.name}: {str(found).split(' (')[0]}"]
-    plans, has_times = _read(path, found, lines, chosen)
-    plans = _scaled(plans, chosen, notes)
-    plans = _filtered(plans, chosen, notes, path)
-    plans = _with_arrivals(plans, has_times, chosen, notes)
+    plans, has_times = _read(path, found, lines, options)
+    if options.skip or options.take:
+        what = "sessions" if found is TraceFormat.SESSIONS else "rows"
+        notes.append(f"{what} {options.skip + 1} to {options.skip + options.take if options.take else 'the last'}")
+    plans = _scaled(plans, options, notes)
+    plans = _filtered(plans, options, notes, path)
+    if options.drawn_start and has_times and options.limit is not None and options.limit < len(plans):
+        first = random.Random(options.seed).randint(0, len(plans) - options.limit)  # noqa: S311 - a seeded choice
+        plans = plans[first : first + options.limit]
+        notes.append(f"runs {first + 1} to {first + options.limit}, drawn by the seed")
+    plans = _repeated(plans, options, notes)
     used = {plan.workflow for plan in plans}
     workflows = {name: workflow for name, workflow in _workflows().items() if name in used}
-    return Workload(source=str(path), plans=tuple(plans), workflows=workflows, notes=tuple(notes))
-
-
-def read_arrivals(path: Path, limit: int, seed: int = 0) -> list[float]:
-    """The first `limit` arrival times of a trace, from 0 on, in order; BadInput for a trace without times."""
-    found, lines = open_trace(path)
-    if found is TraceFormat.SESSIONS:
-        raise BadInput(
-            f"{path}: coding-agent sessions hold no arrival times; give an Azure, Mooncake or ServeGen trace"
-        )
-    times = sorted(plan.arrival_s for plan in islice(_rows(path, found, lines, seed, limit), limit))
-    return [time_s - times[0] for time_s in times]
+    return Runs(plans, has_times and options.repeats == 1, workflows, notes)
 
 
 def _read(
     path: Path, found: TraceFormat, lines: Iterator[Line], options: WorkloadOptions
 ) -> tuple[list[RunPlan], bool]:
+    end = None if options.take is None else options.skip + options.take
     if found is TraceFormat.SESSIONS:
-        sessions = [turns for turns in read_sessions(path, lines) if turns]
+        sessions = [turns for turns in islice(read_sessions(path, lines), options.skip, end) if turns]
         random.Random(options.seed).shuffle(sessions)  # noqa: S311 - a seeded choice, no secret
         return list(_interleaved(sessions)), False
-    rows = list(islice(_rows(path, found, lines, options.seed, _own_limit(options)), _MAX_RUNS))
-    rows.sort(key=lambda plan: plan.arrival_s)
-    return rows, bool(rows) and rows[-1].arrival_s > rows[0].arrival_s
+    rows = read_rows(path, found, lines, options.seed, _own_limit(options))
+    plans = list(islice(islice(rows, options.skip, end), _MAX_RUNS))
+    plans.sort(key=lambda plan: plan.arrival_s)
+    return plans, bool(plans) and plans[-1].arrival_s > plans[0].arrival_s
 
 
 def _own_limit(options: WorkloadOptions) -> int:
     """How many rows are enough: filters may drop some, so they ask for more."""
-    filtered = options.max_prompt_tokens is not None or options.max_steps is not None
-    return _MAX_RUNS if options.limit is None or filtered else options.limit
-
-
-def _rows(path: Path, found: TraceFormat, lines: Iterable[Line], seed: int, limit: int) -> Iterator[RunPlan]:
-    if found is TraceFormat.MOONCAKE:
-        return read_mooncake(path, lines)
-    if found is TraceFormat.AZURE:
-        return read_azure(path, lines)
-    if found is TraceFormat.SERVEGEN:
-        return read_servegen(path, lines, seed, limit)
-    return read_texts(path, lines)
+    filtered = options.max_prompt_tokens is not None or options.max_steps is not None or options.drawn_start
+    return _MAX_RUNS if options.limit is None or filtered else options.skip + options.limit
 
 
 def _interleaved(sessions: Sequence[Sequence[RunPlan]]) -> Iterator[RunPlan]:
@@ -171,34 +223,40 @@ def _filtered(plans: list[RunPlan], options: WorkloadOptions, notes: list[str], 
     return kept
 
 
-def _with_arrivals(plans: list[RunPlan], has_times: bool, options: WorkloadOptions, notes: list[str]) -> list[RunPlan]:
-    limit = min(options.limit or len(plans), len(plans))
+def _repeated(plans: list[RunPlan], options: WorkloadOptions, notes: list[str]) -> list[RunPlan]:
+    if options.repeats > 1:
+        notes.append(f"the trace {options.repeats} times, each time as other sessions with text of their own")
+    return [*plans, *(_again(plan, turn) for turn in range(2, options.repeats + 1) for plan in plans)]
+
+
+def _again(plan: RunPlan, turn: int) -> RunPlan:
+    steps = tuple(replace(step, block_space=f"{step.block_space}~{turn}") for step in plan.steps)
+    return replace(plan, run_id=f"{plan.run_id}~{turn}", session_id=f"{plan.session_id}~{turn}", steps=steps)
+
+
+def with_arrivals(runs: Runs, options: WorkloadOptions) -> list[RunPlan]:
+    """The first `limit` runs at their times, as the options ask for; adds to the notes what was done."""
+    limit = min(options.limit or len(runs.plans), len(runs.plans))
+    rate, plans, notes = options.rate_per_s, runs.plans, runs.notes
+    own_times = runs.has_times and options.process is None
     if options.arrivals is not None:
         times = read_arrivals(options.arrivals, limit, options.seed)
         notes.append(f"arrival times from {options.arrivals.name}")
         if len(times) < limit:
             notes.append(f"only {len(times)} of {limit} runs: the arrivals end there")
-    elif has_times:
+    elif own_times:
         times = [plan.arrival_s - plans[0].arrival_s for plan in plans[:limit]]
     else:
-        rate = options.rate_per_s or DEFAULT_RATE_PER_S
-        notes.append(f"Poisson arrivals, {rate:g} runs/s")
-        times = _poisson(limit, rate, options.seed)
-    if options.rate_per_s is not None and len(times) > 1 and times[-1] > 0:
-        factor = (len(times) - 1) / times[-1] / options.rate_per_s
+        process, mean_rate = options.process or Process.POISSON, rate or DEFAULT_RATE_PER_S
+        spread = "" if process is Process.POISSON else f" (CV {options.cv:g})"
+        notes.append(f"{process.capitalize()} arrivals{spread}, {mean_rate:g} runs/s")
+        times = drawn_times(process, limit, mean_rate, options.cv, options.seed)
+    if rate is not None and len(times) > 1 and times[-1] > 0:
+        factor = (len(times) - 1) / times[-1] / rate
         times = [time_s * factor for time_s in times]
-        if options.arrivals is not None or has_times:
-            notes.append(f"times stretched x {factor:.3g} to {options.rate_per_s:g} runs/s")
+        if options.arrivals is not None or own_times:
+            notes.append(f"times stretched x {factor:.3g} to {rate:g} runs/s")
     return [replace(plan, arrival_s=time_s) for plan, time_s in zip(plans, times, strict=False)]
-
-
-def _poisson(count: int, rate_per_s: float, seed: int) -> list[float]:
-    draw = random.Random(seed)  # noqa: S311 - a seeded process, no secret
-    at_s, times = 0.0, []
-    for _ in range(count):
-        times.append(at_s)
-        at_s += draw.expovariate(rate_per_s)
-    return times
 
 
 def _workflows() -> dict[str, Workflow]:
