@@ -136,7 +136,7 @@ class Scheduler:
         call = self._state.live_call(event.request_id)
         if call is not None:
             self._state.prefill_finished(call)
-        return []
+        return self._ask_waiting(event.event_id, now_s)
 
     def _first_token(self, event: FirstToken, now_s: float) -> list[Decision]:
         call = self._state.live_call(event.request_id)
@@ -206,6 +206,7 @@ class Scheduler:
         for call in risk.overdue(self._state.calls.values(), now_s, self.config.migration.checks_per_wake):
             decisions += self._check(event.event_id, call, now_s)
         if self._balancer is not None:
+            self._state.refresh()
             for call, move in self._balancer.rebalance(self._state, now_s):
                 assert call.seat is not None  # noqa: S101  # only running calls move
                 decisions.append(self._migrate(event.event_id, call, call.seat.decode, move))

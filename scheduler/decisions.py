@@ -56,6 +56,7 @@ class MigrationCause(StrEnum):
     LATE = "late"
     DRAIN = "drain"
     LOST = "lost"
+    BALANCE = "balance"
 
 
 class MoveBy(StrEnum):

@@ -70,7 +70,7 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     if row is None:
         return None
     rule = f"late: moving raises the chance of the deadline from {stay_chance:.2f} to {float(chance[row]):.2f}"
-    return _move(call, state, policy, priority, MigrationCause.LATE, rule, row, terms, going, pays, seen, now_s)
+    return move_to(call, state, policy, priority, MigrationCause.LATE, rule, row, terms, going, pays, seen, now_s)
 
 
 def evacuate(call: Call, state: ClusterState, policy: str, priority: int, now_s: float) -> Move | None:
@@ -91,7 +91,7 @@ def evacuate(call: Call, state: ClusterState, policy: str, priority: int, now_s:
     if row is None:
         return None
     rule = f"drain: {stay_s:.2f} s left on a draining instance, {limits.drain_patience_s:.2f} s tolerated"
-    return _move(call, state, policy, priority, MigrationCause.DRAIN, rule, row, terms, going, pays, seen, now_s)
+    return move_to(call, state, policy, priority, MigrationCause.DRAIN, rule, row, terms, going, pays, seen, now_s)
 
 
 def _limited(call: Call, state: ClusterState, limits: MigrationConfig, max_moves: int) -> bool:
@@ -100,7 +100,7 @@ def _limited(call: Call, state: ClusterState, limits: MigrationConfig, max_moves
     )
 
 
-def _move(
+def move_to(
     call: Call,
     state: ClusterState,
     policy: str,

@@ -1,4 +1,10 @@
-"""How does a policy that only counts calls turn a ranking of instances into a placement?"""
+"""How does a policy turn one figure per placement into its answer? What is open to a call, what has room, what is told.
+
+`offers` lists the placements open to a call: colocated ones or, of pools without instances for both phases, every split
+pair. `take` answers with the one of the smallest price; predictions are shown in its reason, and used only by policies
+that read them. Ties go to the smaller id of the decode instance, then to the prefill instance that is ready
+first.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +12,98 @@ from typing import Any
 import numpy as np
 
 from scheduler.call import Call
+from scheduler.config import AgentServeConfig
 from scheduler.decisions import Explanation
-from scheduler.estimate import Pool
-from scheduler.placement import Placement, add_pairs, demand_of, weigh
+from scheduler.estimate import Bools, Floats, Pool
+from scheduler.frozen import builder
+from scheduler.latency import Demand
+from scheduler.placement import Options, Placement, add_pairs, demand_of, weigh
+from scheduler.selection import best_rows
 from scheduler.state import ClusterState
+
+_ALL_PAIRS = AgentServeConfig(split_candidates=64)
+"""Prices by which pairs are formed: no policy but ours reads a price, and each is to see all pairs."""
+_MOST_URGENT, _LEAST_URGENT = -(2**31), 2**31 - 1
+_new_explanation = builder(Explanation)
+
+
+def offers(
+    call: Call, state: ClusterState, now_s: float, *, demand: Demand | None = None, splits_mixed: bool = False
+) -> tuple[Demand, Options]:
+    """What the call needs and the placements open to it; `splits_mixed` adds split pairs to colocated placements."""
+    pool = state.pool_of(call)
+    if demand is None:
+        demand = demand_of(call)
+    options = weigh(pool, call, demand, _ALL_PAIRS, now_s)
+    if pool.kv_groups and (splits_mixed or not options.allowed.any()):
+        add_pairs(options, call, demand, _ALL_PAIRS, float("inf"))
+    return demand, options
+
+
+def at_decode(options: Options, values: Floats) -> Floats:
+    """A quantity per instance as one per placement: that of its decode instance."""
+    return np.concatenate((values, values[options.decode_rows])) if options.decode_rows else values
+
+
+def at_prefill(options: Options, values: Floats) -> Floats:
+    """A quantity per instance as one per placement: that of its prefill instance."""
+    return np.concatenate((values, values[options.prefill_rows])) if options.prefill_rows else values
+
+
+def with_room(options: Options, batch_cap: int, prefill_cap: int = 0) -> Bools:
+    """Allowed placements below both caps on our own calls, per decode and per prefill instance; 0: no cap.
+
+    Only our own calls count: each of them will end, and then waiting calls are asked about again.
+    """
+    pool, room = options.pool, options.allowed
+    if batch_cap:
+        room = room & (at_decode(options, pool.running + pool.bound) < batch_cap)
+    if prefill_cap:
+        room = room & (at_prefill(options, pool.queued) < prefill_cap)
+    return room
+
+
+def take(
+    policy: str,
+    rule: str,
+    call: Call,
+    state: ClusterState,
+    demand: Demand,
+    options: Options,
+    price: Floats,
+    now_s: float,
+    *,
+    verdict: Callable[[int], str],
+    among: Bools | None = None,
+    priority: int = 0,
+) -> Placement | None:
+    """The placement with the smallest price `among` some, or of all that are allowed; None if there is none."""
+    count = state.config.explained_candidates + 1
+    best = _best(options, price, options.allowed if among is None else among, count)
+    if not best:
+        return None
+    if among is not None and len(best) < count:
+        best += _best(options, price, options.allowed & ~among, count - len(best))
+    reason = _new_explanation(
+        policy=policy,
+        rule=rule,
+        candidates=options.candidates(
+            best, ["chosen", *(verdict(option) for option in best[1:])], now_s, call.target_deadline_s
+        ),
+        candidates_total=options.count(),
+        length=demand.length,
+        target_deadline_s=call.target_deadline_s,
+        latest_deadline_s=call.latest_deadline_s,
+    )
+    return options.placement(best[0], priority, reason)
+
+
+def _best(options: Options, price: Floats, among: Bools, count: int) -> list[int]:
+    if not options.decode_rows:
+        return best_rows(price, among, count)
+    rows = np.flatnonzero(among).tolist()
+    rows.sort(key=lambda option: (price.item(option), options.pair(option)[1], option))
+    return rows[:count]
 
 
 def place_at(
@@ -22,27 +116,26 @@ def place_at(
     rank: Callable[[Pool, int], Any],
     verdict: Callable[[Pool, int], str],
 ) -> Placement | None:
-    """Take the allowed instance with the smallest rank; predictions are shown, not used.
-
-    Pools without instances for both phases get the split pair whose decode instance ranks first.
-    """
-    pool, demand = state.pool_of(call), demand_of(call)
-    options = weigh(pool, call, demand, state.config.agentserve, now_s)
-    if not options.allowed.any():
-        add_pairs(options, call, demand, state.config.agentserve, float("inf"))
-    whole = np.flatnonzero(options.allowed).tolist()
-    if not whole:
-        return None
-    ranked = sorted(whole, key=lambda option: (rank(pool, options.pair(option)[1]), option))
-    told = ranked[: state.config.explained_candidates + 1]
-    verdicts = ["chosen", *(verdict(pool, options.pair(option)[1]) for option in told[1:])]
-    reason = Explanation(
-        policy=policy,
-        rule=f"{rule}, of {len(whole)}",
-        candidates=options.candidates(told, verdicts, now_s, call.target_deadline_s),
-        candidates_total=len(whole),
-        length=demand.length,
-        target_deadline_s=call.target_deadline_s,
-        latest_deadline_s=call.latest_deadline_s,
+    """Take the allowed decode instance with the smallest rank, for ranks that are no single figure."""
+    pool = state.pool_of(call)
+    demand, options = offers(call, state, now_s)
+    rows = {options.pair(option)[1] for option in np.flatnonzero(options.allowed).tolist()}
+    place = np.zeros(len(pool.ids))
+    for position, row in enumerate(sorted(rows, key=lambda row: (rank(pool, row), row))):
+        place[row] = position
+    return take(
+        policy,
+        f"{rule}, of {options.count()}",
+        call,
+        state,
+        demand,
+        options,
+        at_decode(options, place),
+        now_s,
+        verdict=lambda option: verdict(pool, options.pair(option)[1]),
     )
-    return options.placement(ranked[0], 0, reason)
+
+
+def as_priority(order: float) -> int:
+    """An order (smaller first) as an engine's priority: 32 bits."""
+    return int(min(max(round(order), _MOST_URGENT), _LEAST_URGENT))

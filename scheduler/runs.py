@@ -4,9 +4,18 @@ Only what a gateway sees is kept: when calls came and ended, how long they ran, 
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from scheduler.call import Call
+
+
+class _Begun(NamedTuple):
+    """What preceded a live call in its run, in the longest chain of ended calls, and what it needs alone itself."""
+
+    after_busy_s: float
+    after_alone_s: float
+    alone_s: float
 
 
 @dataclass(slots=True)
@@ -25,6 +34,18 @@ class RunFacts:
     """Of its ended calls."""
     served_calls: int = 0
     """Calls that were dispatched at least once."""
+    busy_s: float = 0.0
+    """Seconds in which its ended calls were served: prefill as predicted, decode as it went."""
+    waited_s: float = 0.0
+    """The rest of their time, at the gateway and in engines' queues."""
+    busy_path_s: float = 0.0
+    """`busy_s` of the longest chain of ended calls, each of which arrived after the one before it had ended."""
+    alone_path_s: float = 0.0
+    """What the longest such chain takes alone on the cluster."""
+    home_instance: str | None = None
+    """Where the call with its longest prompt was last dispatched to decode."""
+    home_tokens: int = 0
+    live: dict[str, _Begun] = field(default_factory=dict)
 
 
 class Runs:
@@ -46,14 +67,24 @@ class Runs:
         """Where the call's session, or its run, last went; None at first."""
         return self._sessions.get(session_of(call))
 
-    def begin(self, call: Call, now_s: float) -> None:
-        """A call arrived."""
+    def alone_s(self, call: Call) -> float:
+        """What the call's run, as far as it is known, takes alone on the cluster: its longest chain of calls."""
+        facts = self._runs[call.arrived.run_id]
+        return max(facts.alone_path_s, *(begun.after_alone_s + begun.alone_s for begun in facts.live.values()))
+
+    def busy_before_s(self, call: Call) -> float:
+        """Service of the longest chain of calls of its run that had ended when the call arrived."""
+        return self._runs[call.arrived.run_id].live[call.request_id].after_busy_s
+
+    def begin(self, call: Call, now_s: float, alone_s: float) -> None:
+        """A call arrived that is predicted to take `alone_s` alone on the cluster."""
         run_id = call.arrived.run_id
         facts = self._runs.get(run_id)
         if facts is None:
             facts = self._runs[run_id] = RunFacts(now_s)
             self._forget()
         facts.live_calls += 1
+        facts.live[call.request_id] = _Begun(facts.busy_path_s, facts.alone_path_s, alone_s)
         self._runs.move_to_end(run_id)
 
     def dispatched(self, call: Call, decode: str) -> None:
@@ -61,21 +92,32 @@ class Runs:
         facts = self._runs[call.arrived.run_id]
         facts.last_instance = decode
         facts.served_calls += call.attempt == 1
+        if call.arrived.prompt_tokens >= facts.home_tokens:
+            facts.home_instance, facts.home_tokens = decode, call.arrived.prompt_tokens
         session = session_of(call)
         self._sessions[session] = decode
         self._sessions.move_to_end(session)
         if len(self._sessions) > self._limit:
             self._sessions.popitem(last=False)
 
-    def ended(self, call: Call, now_s: float) -> None:
-        """A call ended, however it did."""
+    def ended(self, call: Call, now_s: float, alone_s: float) -> None:
+        """A call ended, however it did; what it put out would have taken `alone_s` alone on the cluster."""
         facts = self._runs[call.arrived.run_id]
+        begun = facts.live.pop(call.request_id)
         facts.live_calls -= 1
         facts.ended_calls += 1
         facts.last_ended_s = now_s
         facts.output_tokens += call.emitted
-        if call.seat is not None:
-            facts.service_s += now_s - call.seat.dispatched_s
+        busy_s, seat = 0.0, call.seat
+        if seat is not None:
+            facts.service_s += now_s - seat.dispatched_s
+            if seat.first_token_s is not None:
+                prefill_s = min(seat.predicted_prefill_s, seat.first_token_s - seat.dispatched_s)
+                busy_s = prefill_s + now_s - seat.first_token_s
+        facts.busy_s += busy_s
+        facts.waited_s += now_s - call.arrived_s - busy_s
+        facts.busy_path_s = max(facts.busy_path_s, begun.after_busy_s + busy_s)
+        facts.alone_path_s = max(facts.alone_path_s, begun.after_alone_s + alone_s)
 
     def _forget(self) -> None:
         if len(self._runs) <= self._limit:

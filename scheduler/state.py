@@ -7,6 +7,7 @@ Policies and the other files read a `ClusterState`; every change is one of its m
 from collections.abc import Callable
 from random import Random
 
+from scheduler.alone import Alone
 from scheduler.call import Call, CallState, Seat
 from scheduler.config import SchedulerConfig
 from scheduler.errors import InvalidEvent
@@ -15,6 +16,7 @@ from scheduler.events import InstanceReported, InstanceSpec, RequestArrived
 from scheduler.length import LengthModel
 from scheduler.placement import Move, Placement
 from scheduler.profiles.profile import GpuProfile
+from scheduler.recent import Recent
 from scheduler.runs import Runs
 from scheduler.waiting import WaitingRoom
 
@@ -39,6 +41,8 @@ class ClusterState:
         self.waiting = WaitingRoom()
         """Calls that a policy keeps at the gateway."""
         self.runs = Runs(config.max_ended)
+        self.recent = Recent()
+        self.alone = Alone()
         self.moving = 0
         self.now_s = 0.0
         self.epoch_s: float | None = None
@@ -102,13 +106,15 @@ class ClusterState:
         self.model_of[spec.instance_id] = spec.model
         joined = self.pools.setdefault(spec.model, Pool(spec.model, self.config.estimate))
         joined.join(spec, profile)
+        self.alone.changed(joined)
         for call in calls:
             self._recharge(call, joined, spec.instance_id)
         return True
 
-    def refresh(self, call: Call) -> None:
-        """Bring the pool that serves a call up to date, before a policy reads it."""
-        self.pools[call.arrived.model].refresh(self.now_s)
+    def refresh(self, call: Call | None = None) -> None:
+        """Bring the pool that serves a call, or all of them, up to date, before a policy reads it."""
+        for pool in self.pools.values() if call is None else (self.pools[call.arrived.model],):
+            pool.refresh(self.now_s)
 
     def drain(self, pool: Pool, instance_id: str) -> None:
         """Let an instance take no new work."""
@@ -123,6 +129,8 @@ class ClusterState:
             seat.is_queued = seat.is_queued and seat.prefill != instance_id
             seat.is_bound = seat.is_bound and seat.decode != instance_id
         pool.leave(instance_id)
+        self.alone.changed(pool)
+        self.recent.lost(instance_id)
         _remember(self._gone, instance_id, self.config.max_ended)
 
     def report(self, pool: Pool, event: InstanceReported) -> None:
@@ -149,7 +157,7 @@ class ClusterState:
         )
         self._ended.pop(event.request_id, None)
         self.calls[event.request_id] = call
-        self.runs.begin(call, self.now_s)
+        self.runs.begin(call, self.now_s, self._alone_s(call, call.forecast().p50_tokens))
         return call
 
     def hold(self, call: Call) -> None:
@@ -303,6 +311,7 @@ class ClusterState:
                 self._close_window(self.pool_of(call), seat)
         event = call.arrived
         self.lengths.observe(event.workflow, event.node, event.model, event.prompt_tokens, output_tokens)
+        self.recent.answered(event.model, output_tokens)
         self.end(call)
 
     def end(self, call: Call) -> None:
@@ -313,7 +322,9 @@ class ClusterState:
         del self.calls[call.request_id]
         self.held.pop(call.request_id, None)
         self.waiting.leave(call)
-        self.runs.ended(call, self.now_s)
+        self.runs.ended(call, self.now_s, self._alone_s(call, call.emitted))
+        if call.seat is not None:
+            self.recent.put_out(call.seat.decode, call.emitted, self.now_s)
         _remember(self._ended, call.request_id, self.config.max_ended)
 
     # Seats
@@ -334,6 +345,7 @@ class ClusterState:
         seat.work_s = placement.prefill_s
         self._enqueue(call, pool, seat)
         self._bind(call, pool, seat)
+        self.recent.seated(placement, call.context_tokens, self.now_s)
         event = call.arrived
         pool.mean_prompt_tokens += 0.02 * (event.prompt_tokens - pool.mean_prompt_tokens)
         if event.prefix_hashes:
@@ -388,6 +400,9 @@ class ClusterState:
         call.left_seat = None
 
     # Learning
+
+    def _alone_s(self, call: Call, output_tokens: float) -> float:
+        return self.alone.seconds(call.arrived.model, call.arrived.prompt_tokens, output_tokens)
 
     def _remaining(self, call: Call) -> float:
         limit = call.arrived.max_tokens

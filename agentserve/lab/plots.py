@@ -143,7 +143,7 @@ def moves(results: Results) -> str:
     """Migrations by cause, and calls whose prefill and decode ran on different instances."""
 
     def draw(axes: "Axes") -> None:
-        kinds = ("split", "late", "drain", "lost")
+        kinds = ("split", "late", "drain", "lost", "balance")
         height = 0.8 / max(1, len(results))
         for index, (policy, result) in enumerate(results.items()):
             causes = [placement.cause for placement in result.placements]
@@ -154,7 +154,7 @@ def moves(results: Results) -> str:
                 axes.annotate(f"{count:,}", (count, y), xytext=(4, 0), textcoords="offset points", va="center")
         middle = height * (len(results) - 1) / 2
         axes.set_yticks([row + middle for row in range(len(kinds))])
-        axes.set_yticklabels(["split placements", "moved: late", "moved: drained", "moved: lost"])
+        axes.set_yticklabels(["split placements", "moved: late", "moved: drained", "moved: lost", "moved: balance"])
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set(xlabel="calls", xlim=(0, None))

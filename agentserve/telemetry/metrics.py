@@ -17,7 +17,7 @@ _TPOT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.
 _E2E_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
 _OUTCOMES: Final = frozenset({"ok", "failed", "cancelled"})
 _STATUSES: Final = frozenset({"succeeded", "failed", "cancelled"})
-_CAUSES: Final = frozenset({"late", "drain", "lost"})
+_CAUSES: Final = frozenset({"late", "drain", "lost", "balance"})
 
 _logger = logging.getLogger(__name__)
 
