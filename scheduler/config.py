@@ -9,11 +9,20 @@ from dataclasses import dataclass, field
 from scheduler.errors import InvalidConfig
 
 
-def _check(config: object, **bounds: tuple[float, float]) -> None:
+def check_bounds(config: object, **bounds: tuple[float, float]) -> None:
+    """Raise InvalidConfig if a field lies outside its bounds, or is no number."""
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
         if not low <= value <= high:
             raise InvalidConfig(f"{type(config).__name__}.{name} is {value}; allowed are {low} to {high}")
+
+
+def check_choice(config: object, **choices: tuple[str, ...]) -> None:
+    """Raise InvalidConfig if a field is none of its choices."""
+    for name, known in choices.items():
+        value = getattr(config, name)
+        if value not in known:
+            raise InvalidConfig(f"{type(config).__name__}.{name} is {value!r}; allowed are {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +35,19 @@ class LengthConfig:
     prior_median_tokens: float = 200.0
     prior_sigma: float = 1.1
     """Standard deviation of ln(length) of the cold-start prior."""
+    bias: float = 1.0
+    """Factor on every observed length: what a predictor that errs one way would say, for studies of sensitivity."""
     max_keys: int = 8192
     """Histograms kept; names come from clients, so the least recently used go first."""
 
     def __post_init__(self) -> None:
-        _check(
+        check_bounds(
             self,
             half_life_samples=(1.0, 1e6),
             backoff_samples=(0.01, 1e4),
             prior_median_tokens=(1.0, 1e5),
             prior_sigma=(0.05, 5.0),
+            bias=(0.01, 100.0),
             max_keys=(1, 10_000_000),
         )
 
@@ -64,7 +76,7 @@ class EstimateConfig:
     """How long no split is formed of two instances between which KV did not pass, while there is another way."""
 
     def __post_init__(self) -> None:
-        _check(
+        check_bounds(
             self,
             stale_after_s=(0.0, 3600.0),
             instance_alpha=(0.001, 1.0),
@@ -103,7 +115,7 @@ class MigrationConfig:
     """Weigh a move of the KV against replay of the tokens, for targets to which the source can hand it."""
 
     def __post_init__(self) -> None:
-        _check(
+        check_bounds(
             self,
             min_gain_s=(0.0, 3600.0),
             min_gain_share=(0.0, 1.0),
@@ -120,6 +132,11 @@ class MigrationConfig:
 class GoodServeConfig:
     """GoodServe as published: no hysteresis, no cap, no cost term. Raise them to give the baseline its best setting."""
 
+    migration: bool = True
+    """Without: late calls stay where they are, the paper's ablation."""
+    predictor: bool = True
+    """Without: the mean length of all answers so far stands for every call's, the paper's ablation."""
+
     max_moves: int = 1_000_000
     cooldown_s: float = 0.0
     min_gain_s: float = 0.0
@@ -127,7 +144,7 @@ class GoodServeConfig:
     """Add the re-prefill of emitted tokens to the target's estimate before the just-enough test."""
 
     def __post_init__(self) -> None:
-        _check(self, max_moves=(0, 1_000_000), cooldown_s=(0.0, 3600.0), min_gain_s=(0.0, 3600.0))
+        check_bounds(self, max_moves=(0, 1_000_000), cooldown_s=(0.0, 3600.0), min_gain_s=(0.0, 3600.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +171,7 @@ class AgentServeConfig:
     """Slack that orders calls without SLO among those that have one."""
 
     def __post_init__(self) -> None:
-        _check(
+        check_bounds(
             self,
             social_weight=(0.0, 100.0),
             prefix_weight=(0.0, 100.0),
@@ -193,7 +210,7 @@ class SchedulerConfig:
     agentserve: AgentServeConfig = field(default_factory=AgentServeConfig)
 
     def __post_init__(self) -> None:
-        _check(
+        check_bounds(
             self,
             risk_period_s=(0.001, 3600.0),
             hold_limit_s=(0.0, 86400.0),

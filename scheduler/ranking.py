@@ -6,7 +6,7 @@ that read them. Ties go to the smaller id of the decode instance, then to the pr
 first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from scheduler.config import AgentServeConfig
 from scheduler.decisions import Explanation
 from scheduler.estimate import Bools, Floats, Pool
 from scheduler.frozen import builder
-from scheduler.latency import Demand
-from scheduler.placement import Options, Placement, add_pairs, demand_of, weigh
+from scheduler.latency import Demand, predict
+from scheduler.placement import Options, Placement, add_pairs, colocated, demand_of
 from scheduler.selection import best_rows
 from scheduler.state import ClusterState
 
@@ -34,7 +34,25 @@ def offers(
     pool = state.pool_of(call)
     if demand is None:
         demand = demand_of(call)
-    options = weigh(pool, call, demand, _ALL_PAIRS, now_s)
+    terms = predict(pool, demand, now_s)
+    nothing = np.zeros(len(pool.ids))  # nobody here reads the delay of others
+    ready_s = terms.wait_s + terms.prefill_s
+    options = Options(
+        pool,
+        terms,
+        nothing,
+        nothing,
+        colocated(pool, call, demand),
+        terms.cached,
+        terms.wait_s,
+        terms.prefill_s,
+        None,
+        terms.decode_s,
+        terms.step_s,
+        ready_s,
+        ready_s + terms.decode_s,
+        nothing,
+    )
     if pool.kv_groups and (splits_mixed or not options.allowed.any()):
         add_pairs(options, call, demand, _ALL_PAIRS, float("inf"))
     return demand, options
@@ -48,6 +66,21 @@ def at_decode(options: Options, values: Floats) -> Floats:
 def at_prefill(options: Options, values: Floats) -> Floats:
     """A quantity per instance as one per placement: that of its prefill instance."""
     return np.concatenate((values, values[options.prefill_rows])) if options.prefill_rows else values
+
+
+def decode_rows(options: Options) -> list[int]:
+    """Rows of the instances on which the call may decode, in id order."""
+    allowed = np.flatnonzero(options.allowed).tolist()
+    return allowed if not options.decode_rows else sorted({options.pair(option)[1] for option in allowed})
+
+
+def decoding_at(options: Options, rows: Sequence[int]) -> Bools:
+    """The allowed placements that decode on one of these rows."""
+    chosen = np.zeros(len(options.pool.ids), dtype=bool)
+    chosen[list(rows)] = True
+    if options.decode_rows:
+        chosen = np.concatenate((chosen, chosen[options.decode_rows]))
+    return chosen & options.allowed
 
 
 def with_room(options: Options, batch_cap: int, prefill_cap: int = 0) -> Bools:
@@ -101,9 +134,10 @@ def take(
 def _best(options: Options, price: Floats, among: Bools, count: int) -> list[int]:
     if not options.decode_rows:
         return best_rows(price, among, count)
-    rows = np.flatnonzero(among).tolist()
-    rows.sort(key=lambda option: (price.item(option), options.pair(option)[1], option))
-    return rows[:count]
+    rows = np.flatnonzero(among)
+    decode = np.concatenate((np.arange(len(options.pool.ids)), options.decode_rows))
+    ordered: list[int] = rows[np.lexsort((decode[rows], price[rows]))[:count]].tolist()
+    return ordered
 
 
 def place_at(
@@ -119,9 +153,8 @@ def place_at(
     """Take the allowed decode instance with the smallest rank, for ranks that are no single figure."""
     pool = state.pool_of(call)
     demand, options = offers(call, state, now_s)
-    rows = {options.pair(option)[1] for option in np.flatnonzero(options.allowed).tolist()}
     place = np.zeros(len(pool.ids))
-    for position, row in enumerate(sorted(rows, key=lambda row: (rank(pool, row), row))):
+    for position, row in enumerate(sorted(decode_rows(options), key=lambda row: (rank(pool, row), row))):
         place[row] = position
     return take(
         policy,

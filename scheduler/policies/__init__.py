@@ -47,9 +47,9 @@ def configured(
             raise InvalidConfig(f"policy {name}: unknown parameter {key!r}; {allowed}")
         if not _is_like(value, known[key]):
             raise InvalidConfig(f"policy {name}: {key} is {value!r}; expected a {type(known[key]).__name__}")
-    if is_dataclass(made):
-        policy: Policy = made(**given)
-        return policy, config
+    has_fields: bool = is_dataclass(made)
+    if has_fields:
+        return made(**given), config
     if given:
         config = replace(config, **{name: replace(getattr(config, name), **given)})
     return made(), config

@@ -5,16 +5,17 @@ instance with T within its remaining time; with none, to the most capable. A run
 moves to a stronger instance that is still just enough. The paper has one deadline per call (here: the step's target),
 no queue order, no prefill/decode split, and no hysteresis, cap or cost of a move: those are `GoodServeConfig`'s. Of
 equally capable instances the paper does not say which; the smaller T is taken, the baseline's better reading. A call
-without deadline goes where T is smallest.
+without deadline goes where T is smallest. The paper's ablations: without migration late calls stay, without the length
+predictor every answer is taken to be as long as the mean of all so far (a call's own limit is known all the same).
 """
 
 from scheduler.call import Call
-from scheduler.decisions import Candidate, Explanation, MigrationCause
+from scheduler.decisions import Candidate, Explanation, LengthForecast, MigrationCause
 from scheduler.estimate import Bools, Floats, Pool
 from scheduler.latency import Demand, cached_tokens
 from scheduler.migration import may_move, staying_candidate
 from scheduler.placement import Move, Placement, colocated, demand_of, fits
-from scheduler.ranking import place_at
+from scheduler.ranking import at_decode, at_prefill, offers, take
 from scheduler.risk import Outlook, outlook
 from scheduler.selection import argmin, best_rows, just_enough, most_capable
 from scheduler.state import ClusterState
@@ -27,7 +28,7 @@ class GoodServe:
 
     def place(self, call: Call, state: ClusterState, now_s: float) -> Placement | None:
         """The weakest instance that is expected to meet the call's deadline."""
-        pool, demand = state.pool_of(call), demand_of(call)
+        pool, demand = state.pool_of(call), _demand(call, state)
         allowed = colocated(pool, call, demand)
         if not allowed.any():
             return self._place_split(call, state, now_s)
@@ -56,17 +57,17 @@ class GoodServe:
         limits, pool = state.config.goodserve, state.pool_of(call)
         seen = outlook(call, pool, now_s)
         deadline_s, seat = call.target_deadline_s, call.seat
-        if seen is None or seat is None or deadline_s is None:
+        if not limits.migration or seen is None or seat is None or deadline_s is None:
             return None
         if not may_move(
             call, state, max_moves=limits.max_moves, cooldown_s=limits.cooldown_s, max_concurrent=len(state.calls) + 1
         ):
             return None
-        source = pool.row[seat.decode]
-        stay_s = float(pool.box_d[source]) * seen.remaining_tokens
+        source, demand = pool.row[seat.decode], _demand(call, state)
+        remaining = seen.remaining_tokens if limits.predictor else demand.output_tokens
+        stay_s = float(pool.box_d[source]) * remaining
         if now_s + stay_s <= deadline_s:
             return None
-        demand = demand_of(call)
         cached = cached_tokens(pool, demand)
         replay_s = pool.box_p * (demand.context_tokens - cached)
         total_s = pool.box_q + pool.box_d * demand.output_tokens + (replay_s if limits.charge_replay else 0.0)
@@ -79,15 +80,34 @@ class GoodServe:
         return self._move(call, state, demand, cached, row, meets, seen, stay_s - float(total_s[row]), now_s)
 
     def _place_split(self, call: Call, state: ClusterState, now_s: float) -> Placement | None:
-        """A pool of separate prefill and decode instances, which the paper does not have: the most capable decode."""
-        return place_at(
+        """Just enough over the pairs of separate prefill and decode instances, which the paper does not have."""
+        demand, options = offers(call, state, now_s, demand=_demand(call, state))
+        if not options.allowed.any():
+            return None
+        pool = options.pool
+        prefill_s = pool.box_q + pool.box_p * (demand.context_tokens - options.terms.cached)
+        total_s = at_prefill(options, prefill_s) + at_decode(options, pool.box_d * demand.output_tokens)
+        capability, deadline_s = at_decode(options, pool.capability), call.target_deadline_s
+        if deadline_s is None:
+            among, rule = options.allowed, "no deadline: smallest T"
+        else:
+            among = options.allowed & (total_s <= deadline_s - now_s)
+            rule = f"just enough: weakest decode instance of {int(among.sum())} pairs that meet the deadline"
+            if not among.any():
+                among, rule = options.allowed, "none meets the deadline: most capable decode instance"
+                capability = -capability
+            among = among & (capability == capability[among].min())
+        return take(
             self.name,
-            "no mixed instance: most capable decode instance",
+            rule,
             call,
             state,
+            demand,
+            options,
+            total_s,
             now_s,
-            rank=lambda pool, row: (-float(pool.capability[row]), pool.ids[row]),
-            verdict=lambda pool, row: f"capability {float(pool.capability[row]):.0f} tokens/s",
+            among=among,
+            verdict=lambda option: f"T {total_s.item(option):.3f} s, capability {abs(capability.item(option)):.0f}",
         )
 
     def _move(
@@ -113,6 +133,23 @@ class GoodServe:
             gain_s=gain_s,
             cost_s=placement.queue_s + placement.prefill_s,
         )
+
+
+def _demand(call: Call, state: ClusterState) -> Demand:
+    """What the call needs by the predictor or, without it, by the mean of all answers."""
+    if state.config.goodserve.predictor:
+        return demand_of(call)
+    mean = state.recent.mean_answer_tokens(call.arrived.model)
+    tokens = state.config.length.prior_median_tokens if mean is None else mean
+    limit = call.arrived.max_tokens
+    tokens = max(tokens if limit is None else min(tokens, float(limit)), call.emitted + 1.0)
+    return Demand(
+        context_tokens=max(call.context_tokens, 1),
+        emitted=call.emitted,
+        length=LengthForecast(tokens, tokens, tokens, "mean of all answers" if mean is not None else "cold start"),
+        prefix_hashes=call.arrived.prefix_hashes,
+        prefix_block_tokens=call.arrived.prefix_block_tokens,
+    )
 
 
 def _reason(
