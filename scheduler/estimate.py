@@ -214,6 +214,7 @@ class Pool:
         self.bits = np.array([self._bits[name] for name in ids], dtype=np.intp)
         gpus = sorted({spec.gpu for spec in self.specs.values()})
         self.gpu_code = np.array([gpus.index(self.specs[name].gpu) for name in ids], dtype=np.intp)
+        self._mates = [np.flatnonzero(self.gpu_code == code) for code in self.gpu_code]
         codes: dict[str | None, int] = {}
         self.kv_code = np.array(
             [codes.setdefault(self.specs[name].kv_group, len(codes)) for name in ids], dtype=np.intp
@@ -364,26 +365,43 @@ class Pool:
         # The first samples count fully: an EMA that starts at 1 would hide a straggler for many calls.
         # Short ones count less: what HTTP and the relay add is a large part of them.
         trust = min(profile_s / max(_LONG * self.config.overhead_s, 1e-9), 1.0)
-        weight = trust * max(self.config.instance_alpha, 1.0 / (float(samples[row]) + 1.0))
-        own[row] += weight * (bounded - float(own[row]))
-        samples[row] += trust
-        mates = self.gpu_code == self.gpu_code[row]
-        shared[mates] += trust * self.config.gpu_alpha * (bounded - float(shared[row]))
+        seen, before = samples.item(row), own.item(row)
+        own[row] = before + trust * max(self.config.instance_alpha, 1.0 / (seen + 1.0)) * (bounded - before)
+        samples[row] = seen + trust
+        mates, share = self._mates[row], shared.item(row)
+        shared[mates] = share + trust * self.config.gpu_alpha * (bounded - share)
         self._learned += 1
-        self._apply_corrections(slice(row, row + 1) if self._learned % _SHARE_EVERY else slice(None))
+        if self._learned % _SHARE_EVERY:
+            self._apply_correction(row)
+        else:
+            self._apply_corrections()
 
-    def _apply_corrections(self, rows: slice = slice(None)) -> None:
-        prefill, decode = self.corrections(rows)
-        self._dirty.update(range(*rows.indices(len(self.ids))))
+    def _apply_correction(self, row: int) -> None:
+        """The same as `_apply_corrections`, of one instance: scalars are quicker than arrays of one."""
+        k = self.config.gpu_samples + 1e-9
+        prefill_n, decode_n = self.prefill_samples.item(row), self.decode_samples.item(row)
+        prefill = (self.own_prefill.item(row) * prefill_n + k * self.gpu_prefill.item(row)) / (prefill_n + k)
+        decode = (self.own_decode.item(row) * decode_n + k * self.gpu_decode.item(row)) / (decode_n + k)
+        self._dirty.add(row)
+        self.p0[row] = self.base_p0.item(row) * prefill
+        self.p1[row] = self.base_p1.item(row) * prefill
+        self.p2[row] = self.base_p2.item(row) * prefill
+        self.d0[row] = self.base_d0.item(row) * decode
+        self.d1[row] = self.base_d1.item(row) * decode
+        self.d2[row] = self.base_d2.item(row) * decode
+
+    def _apply_corrections(self) -> None:
+        prefill, decode = self.corrections()
+        self._dirty.update(range(len(self.ids)))
         for name in ("p0", "p1", "p2"):
-            getattr(self, name)[rows] = getattr(self, f"base_{name}")[rows] * prefill
+            getattr(self, name)[:] = getattr(self, f"base_{name}") * prefill
         for name in ("d0", "d1", "d2"):
-            getattr(self, name)[rows] = getattr(self, f"base_{name}")[rows] * decode
+            getattr(self, name)[:] = getattr(self, f"base_{name}") * decode
 
-    def corrections(self, rows: slice = slice(None)) -> tuple[Floats, Floats]:
+    def corrections(self) -> tuple[Floats, Floats]:
         """Observed ÷ predicted times of prefill and decode, per instance, as they are applied."""
         k = self.config.gpu_samples + 1e-9  # k = 0 and no samples: the shared ratio stands
-        prefill_n, decode_n = self.prefill_samples[rows], self.decode_samples[rows]
-        prefill = (self.own_prefill[rows] * prefill_n + k * self.gpu_prefill[rows]) / (prefill_n + k)
-        decode = (self.own_decode[rows] * decode_n + k * self.gpu_decode[rows]) / (decode_n + k)
+        prefill_n, decode_n = self.prefill_samples, self.decode_samples
+        prefill = (self.own_prefill * prefill_n + k * self.gpu_prefill) / (prefill_n + k)
+        decode = (self.own_decode * decode_n + k * self.gpu_decode) / (decode_n + k)
         return prefill, decode

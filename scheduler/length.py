@@ -111,7 +111,7 @@ class LengthModel:
 
     def observe(self, workflow: str, node: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
         """Learn from one ended call."""
-        bucket = min(floor(PER_DOUBLING * log2(max(output_tokens, 1))), BUCKETS - 1)
+        bucket = min(floor(PER_DOUBLING * log2(max(output_tokens * self._config.bias, 1.0))), BUCKETS - 1)
         for key in _keys(workflow, node, model, prompt_tokens):
             histogram = self._histograms.pop(key, None) or _Histogram(np.zeros(BUCKETS))
             self._histograms[key] = histogram

@@ -61,6 +61,8 @@ class Engine:
         self._transfers: list[tuple[float, tuple[int, int], RunningSequence]] = []
         self._leases: dict[str, Lease] = {}
         self._arrivals = 0
+        self.is_stuck = False
+        """Nobody who waits can begin before a sequence ends or something is freed or added."""
 
     # Requests ---------------------------------------------------------------------------------------------------
 
@@ -74,9 +76,11 @@ class Engine:
             raise ValueError(f"request {request.request_id!r} does not fit the KV cache")
         rank = (request.priority if self.use_priority else 0, self._arrivals)
         self._arrivals += 1
+        self.counters.requests += 1
         sequence = RunningSequence(request, rank, total=request.prompt_tokens)
         self._sequences[request.request_id] = sequence
         heappush(self._waiting, (rank, sequence))
+        self.is_stuck = False
 
     def abort(self, request_id: str) -> bool:
         """Drop a request and free its KV at once; False if it is unknown or finished."""
@@ -93,6 +97,7 @@ class Engine:
             heapify(self._transfers)
         self._free(sequence)
         sequence.phase = Phase.DONE
+        self.is_stuck = False
         return True
 
     def lease(self, request_id: str) -> Lease | None:
@@ -104,6 +109,7 @@ class Engine:
         lease = self._leases.pop(request_id, None)
         if lease is not None:
             self.pool.release(lease.blocks)
+            self.is_stuck = False
         return lease is not None
 
     # State ------------------------------------------------------------------------------------------------------
@@ -136,6 +142,7 @@ class Engine:
     def step(self, now_s: float) -> IterationResult:
         """Run the iteration that begins at `now_s`."""
         result = IterationResult()
+        self.is_stuck = False
         self._let_time_pass(now_s, result)
         budget = self._reserve_decodes(result)
         chunks: list[tuple[RunningSequence, int]] = []
@@ -190,10 +197,11 @@ class Engine:
         while self.pool.free < needed:
             if self._preempt_last(result) is sequence:
                 return False
-        self._grow(sequence, needed)
+        self.grow(sequence, needed)
         return True
 
-    def _grow(self, sequence: RunningSequence, blocks: int) -> None:
+    def grow(self, sequence: RunningSequence, blocks: int) -> None:
+        """Give a sequence free blocks, of which there must be enough."""
         sequence.blocks += self.pool.allocate(blocks)
         sequence.room += blocks * self.block_tokens
 
@@ -231,9 +239,9 @@ class Engine:
         while self._waiting and budget > 0:
             sequence = self._waiting[0][1]
             fetches = sequence.request.remote_kv is not None and not sequence.admitted
-            if not fetches and len(self.running) >= self.max_num_seqs:
-                break
-            if not (self._begin_transfer(sequence, now_s) if fetches else self._place(sequence, budget)):
+            is_full = not fetches and len(self.running) >= self.max_num_seqs
+            if is_full or not (self._begin_transfer(sequence, now_s) if fetches else self._place(sequence, budget)):
+                self.is_stuck = True
                 break
             heappop(self._waiting)
             if not sequence.admitted:
@@ -261,7 +269,7 @@ class Engine:
             return False
         self._take_prefix(sequence, hits)
         if needed > 0:
-            self._grow(sequence, needed)
+            self.grow(sequence, needed)
         return True
 
     def _begin_transfer(self, sequence: RunningSequence, now_s: float) -> bool:
@@ -276,7 +284,7 @@ class Engine:
             return False
         self._take_prefix(sequence, hits)
         fetched = arriving - sequence.computed
-        self._grow(sequence, needed)
+        self.grow(sequence, needed)
         link = min(self.link_bytes_per_s, remote.link_bytes_per_s)
         sequence.computed = arriving
         sequence.decoding = arriving == sequence.total - 1
@@ -320,7 +328,7 @@ class Engine:
             self.counters.iterations += 1
             self.counters.busy_s += result.duration_s
         for sequence in done:
-            self._finish(sequence, now_s + result.duration_s, result)
+            self.finish(sequence, now_s + result.duration_s, result)
 
     def _prefill(
         self,
@@ -338,18 +346,19 @@ class Engine:
             seconds += profile.prefill_s(tokens, sequence.computed) - base_s
             sequence.computed += tokens
             result.prefill_tokens += tokens
+            self.counters.prefill_tokens += tokens
             if sequence.computed == sequence.total:
                 sequence.decoding = True
                 self._emit(sequence, result.emitted, done)
             else:
-                self._remember(sequence)
+                self.remember(sequence)
         return seconds + base_s if alone and result.prefill_tokens else seconds
 
     def _emit(self, sequence: RunningSequence, emitted: list[str], done: list[RunningSequence]) -> None:
         """One token more, after all of `total` was computed."""
         request = sequence.request
         if sequence.computed // self.block_tokens > sequence.remembered:
-            self._remember(sequence)
+            self.remember(sequence)
         if not sequence.emitted:
             self.counters.prompt_tokens += request.prompt_tokens
         sequence.emitted += 1
@@ -359,14 +368,20 @@ class Engine:
         if sequence.emitted == request.output_tokens:
             done.append(sequence)
 
-    def _remember(self, sequence: RunningSequence) -> None:
+    def remember(self, sequence: RunningSequence) -> None:
+        """Let the full blocks of what was computed be found by their keys."""
         keys = sequence.request.block_keys
         full = min(sequence.computed // self.block_tokens, len(keys))
         for index in range(sequence.remembered, full):
             self.pool.remember(sequence.blocks[index], keys[index])
         sequence.remembered = max(sequence.remembered, sequence.computed // self.block_tokens)
 
-    def _finish(self, sequence: RunningSequence, at_s: float, result: IterationResult) -> None:
+    def has_waiting(self) -> bool:
+        """Whether a request waits to begin."""
+        return bool(self._waiting)
+
+    def finish(self, sequence: RunningSequence, at_s: float, result: IterationResult) -> None:
+        """Let a running sequence end at `at_s`, with its KV freed or pinned."""
         request_id = sequence.request.request_id
         self.running.remove(sequence)
         del self._sequences[request_id]
@@ -376,4 +391,5 @@ class Engine:
             self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.phase = Phase.DONE
+        self.is_stuck = False
         result.finished.append(request_id)

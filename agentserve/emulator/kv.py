@@ -3,6 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+_MATCH_STEP = 128
+"""Keys looked up at a stroke."""
+
 
 class BlockPool:
     """`total` blocks. A block is in use while its count of users is above zero; free ones keep their content.
@@ -33,21 +36,25 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks, forgetting what they held; the caller has checked `free`."""
         blocks = []
+        users, take, key_of = self._users, self._free.popitem, self._key_of
         for _ in range(count):
-            block, _none = self._free.popitem(last=False)
-            self._forget(block)
-            self._users[block] = 1
+            block = take(last=False)[0]
+            if key_of[block] is not None:
+                self._forget(block)
+            users[block] = 1
             blocks.append(block)
         return blocks
 
     def match(self, keys: Sequence[int], limit: int) -> list[int]:
         """The longest run of blocks that hold the first `limit` keys; not taken yet."""
-        found = []
-        for index in range(min(limit, len(keys))):
-            block = self._block_of.get(keys[index])
-            if block is None:
+        get = self._block_of.get
+        found: list[int] = []
+        for start in range(0, min(limit, len(keys)), _MATCH_STEP):
+            part = list(map(get, keys[start : min(start + _MATCH_STEP, limit)]))
+            if None in part:
+                found += part[: part.index(None)]  # type: ignore[arg-type]  # none of those before it
                 break
-            found.append(block)
+            found += part  # type: ignore[arg-type]  # nor any here
         return found
 
     def idle(self, blocks: Sequence[int]) -> int:
@@ -57,19 +64,21 @@ class BlockPool:
 
     def share(self, blocks: Sequence[int]) -> None:
         """Become a user of blocks found by `match`."""
+        users, free = self._users, self._free
         for block in blocks:
-            if not self._users[block]:
-                del self._free[block]
-            self._users[block] += 1
+            if not users[block]:
+                del free[block]
+            users[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
         """Stop using `blocks`, given in sequence order: a sequence's last block is evicted before its first."""
+        users, free, key_of = self._users, self._free, self._key_of
         for block in reversed(blocks):
-            self._users[block] -= 1
-            if not self._users[block]:
-                self._free[block] = None
-                if self._key_of[block] is None:
-                    self._free.move_to_end(block, last=False)
+            users[block] -= 1
+            if not users[block]:
+                free[block] = None
+                if key_of[block] is None:
+                    free.move_to_end(block, last=False)
 
     def remember(self, block: int, key: int) -> None:
         """Let a full block be found by `key`, unless another already holds the same."""

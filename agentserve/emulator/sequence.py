@@ -95,7 +95,10 @@ class Lease:
 class EngineCounters:
     """Totals since the start, as vLLM counts them (tokens unless said otherwise)."""
 
+    requests: int = 0
     prompt_tokens: int = 0
+    prefill_tokens: int = 0
+    """Computed in prefills, preempted ones again."""
     generation_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0

@@ -1,7 +1,7 @@
 """What did a replay measure? Records of calls and runs, where calls ran, and what went wrong; plain JSON both ways."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from agentserve.errors import BadInput
@@ -47,7 +47,7 @@ class ReplayResult:
     def from_plain(cls, data: Mapping[str, Any]) -> "ReplayResult":
         """The result that `to_plain` gave; BadInput for anything else."""
         try:
-            given = {field.name: data[field.name] for field in fields(cls)}
+            given = {one.name: data[one.name] for one in fields(cls)}
             given["calls"] = tuple(CallRecord(**row) for row in given["calls"])
             given["runs"] = tuple(RunRecord(**row) for row in given["runs"])
             given["placements"] = tuple(Placement(**row) for row in given["placements"])
@@ -55,6 +55,44 @@ class ReplayResult:
             return cls(**given)
         except (KeyError, TypeError) as error:
             raise BadInput(f"not a replay result: {type(error).__name__}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceUse:
+    """What an instance did in a simulation, in all."""
+
+    instance_id: str
+    gpu: str
+    busy_s: float
+    prefill_tokens: int
+    """Computed; those found cached are `cached_tokens`."""
+    cached_tokens: int
+    output_tokens: int
+    preemptions: int
+    calls: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSample:
+    """An instance at a moment of a simulation."""
+
+    at_s: float
+    instance_id: str
+    running: int
+    waiting: int
+    kv_usage: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationResult:
+    """One simulation: the same records as a live replay, on virtual time from 0 on, and what only a simulator sees."""
+
+    replay: ReplayResult
+    instances: tuple[InstanceUse, ...]
+    samples: tuple[InstanceSample, ...]
+    events: int
+    wall_s: float = field(compare=False)
+    """How long it took in life; no part of the result's identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

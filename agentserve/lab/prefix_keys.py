@@ -1,0 +1,80 @@
+"""Which KV blocks do a plan's prompt and answer fill? One key per block, equal for equal prefixes, without any text.
+
+A trace names its blocks by ranges of ids. Along a range keys are consecutive integers from a base that hashes all that
+comes before, so they are made in C however long the prompt is; a key never depends on how a range was cut.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Final
+
+import numpy as np
+
+from agentserve.lab.plans import RunPlan, StepPlan
+
+_CHARS_PER_TOKEN: Final = 4
+_MASK: Final = 2**61 - 1
+
+
+def prompt_keys(plan: RunPlan, step: StepPlan, block_tokens: int) -> tuple[int, ...]:
+    """Keys of the full blocks of a prompt that the trace names; what is beyond them is text of its own."""
+    if step.prompt_text is not None:
+        return _text_keys(step.prompt_text, step.prompt_tokens, block_tokens)
+    if not step.blocks:
+        return ()
+    named = sum(length for _, length in step.blocks)
+    count = int(min(step.prompt_tokens, named * step.block_tokens) // block_tokens)
+    if not count:
+        return ()
+    space = step.block_space or plan.session_id
+    if step.block_tokens == block_tokens:
+        return _aligned(space, step.blocks, count)
+    ends = np.ceil(np.arange(1, count + 1) * (block_tokens / step.block_tokens) - 1e-9).astype(np.int64)
+    keys = np.empty(count, dtype=np.int64)
+    at, done, key = 0, 0, _seed(space)
+    for first, length in step.blocks:
+        base = hash((key, first)) & _MASK
+        upto = int(np.searchsorted(ends, at + length, side="right"))
+        keys[done:upto] = base + (ends[done:upto] - at)
+        key, at, done = base + length, at + length, upto
+        if done == count:
+            break
+    return tuple(keys[:done].tolist())
+
+
+def answer_keys(request_id: str, prompt_blocks: int, tokens: int, block_tokens: int) -> range:
+    """Keys of the blocks after the named ones, for prompt and answer together of `tokens`: nobody else has them."""
+    base = _seed(request_id)
+    return range(base, base + max(0, tokens // block_tokens - prompt_blocks))
+
+
+def coarse(keys: Sequence[int], block_tokens: int, coarse_tokens: int) -> tuple[int, ...]:
+    """Every n-th key: the same prefixes named in coarser blocks, a multiple of `block_tokens` long."""
+    step = max(1, coarse_tokens // block_tokens)
+    return tuple(keys[step - 1 :: step])
+
+
+def _aligned(space: str, blocks: Sequence[tuple[int, int]], count: int) -> tuple[int, ...]:
+    keys: list[int] = []
+    key = _seed(space)
+    for first, length in blocks:
+        base = hash((key, first)) & _MASK
+        key = base + length
+        keys.extend(range(base + 1, key + 1))
+        if len(keys) >= count:
+            break
+    return tuple(keys[:count])
+
+
+def _text_keys(text: str, prompt_tokens: int, block_tokens: int) -> tuple[int, ...]:
+    chars = block_tokens * _CHARS_PER_TOKEN
+    key, keys = 0, []
+    for index in range(min(ceil(len(text) / _CHARS_PER_TOKEN), prompt_tokens) // block_tokens):
+        key = hash((key, _seed(text[index * chars : (index + 1) * chars]))) & _MASK
+        keys.append(key)
+    return tuple(keys)
+
+
+def _seed(text: str) -> int:
+    """The same in every process, unlike the hash of a string."""
+    return hash(tuple(text.encode())) & _MASK
