@@ -7,6 +7,7 @@ first.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from scheduler.config import AgentServeConfig
 from scheduler.decisions import Explanation
 from scheduler.estimate import Bools, Floats, Pool
 from scheduler.frozen import builder
-from scheduler.latency import Demand, predict
+from scheduler.latency import Demand, cached_tokens, predict
 from scheduler.placement import Options, Placement, add_pairs, colocated, demand_of
 from scheduler.selection import best_rows
 from scheduler.state import ClusterState
@@ -28,12 +29,22 @@ _new_explanation = builder(Explanation)
 
 
 def offers(
-    call: Call, state: ClusterState, now_s: float, *, demand: Demand | None = None, splits_mixed: bool = False
+    call: Call,
+    state: ClusterState,
+    now_s: float,
+    *,
+    demand: Demand | None = None,
+    splits_mixed: bool = False,
+    knows_prefix: bool = True,
 ) -> tuple[Demand, Options]:
-    """What the call needs and the placements open to it; `splits_mixed` adds split pairs to colocated placements."""
+    """What the call needs and the placements open to it; `splits_mixed` adds split pairs to colocated placements.
+
+    Without `knows_prefix`, times are predicted as if nothing were cached; what is cached is told all the same.
+    """
     pool = state.pool_of(call)
-    if demand is None:
-        demand = demand_of(call)
+    whole = demand = demand_of(call) if demand is None else demand
+    if not knows_prefix:
+        demand = replace(demand, prefix_hashes=())
     terms = predict(pool, demand, now_s)
     nothing = np.zeros(len(pool.ids))  # nobody here reads the delay of others
     ready_s = terms.wait_s + terms.prefill_s
@@ -55,6 +66,8 @@ def offers(
     )
     if pool.kv_groups and (splits_mixed or not options.allowed.any()):
         add_pairs(options, call, demand, _ALL_PAIRS, float("inf"))
+    if not knows_prefix:  # else the state would learn from prefills that are faster than they should be
+        options.cached = at_prefill(options, cached_tokens(pool, whole))
     return demand, options
 
 

@@ -171,10 +171,33 @@ def test_goodserve_serves_a_pool_of_separate_prefill_and_decode_instances() -> N
         spec("d", role=Role.DECODE, kv_link_bytes_per_s=1e9),
         spec("e", "fast", role=Role.DECODE, kv_link_bytes_per_s=1e9),
     ]
+    # 0.1 s of prefill, then 0.1 s of decode on d and 0.05 s on e.
     placed = Cluster("goodserve", *pool).place(1.0, call("r", target_deadline_s=9.0))
-    assert (placed.prefill_instance, placed.decode_instance) == ("p", "e")
-    assert placed.reason.candidates[1].verdict == "capability 100 tokens/s"
+    assert (placed.prefill_instance, placed.decode_instance) == ("p", "d")
+    assert placed.reason.rule == "just enough: weakest decode instance of 2 pairs that meet the deadline"
+    assert placed.reason.candidates[1].verdict == "T 0.150 s, capability 200"
     assert placed.reason.candidates[0].predicted_transfer_s == pytest.approx(100 * 1000 / 1e9)
+    for left_s, decode in ((0.19, "e"), (0.1, "e")):
+        assert (
+            Cluster("goodserve", *pool).place(1.0, call("r", target_deadline_s=1.0 + left_s)).decode_instance == decode
+        )
+
+
+def test_goodserve_without_migration_lets_late_calls_stay() -> None:
+    cluster = Cluster("goodserve", *POOL, config=SchedulerConfig(goodserve=GoodServeConfig(migration=False)))
+    cluster.run(0.0, call("r", prompt_tokens=10, max_tokens=90, target_deadline_s=1.6))
+    assert cluster.progress(1.2, "r", 40) == []
+
+
+def test_goodserve_without_predictor_takes_every_answer_for_the_mean_of_all() -> None:
+    config = SchedulerConfig(goodserve=GoodServeConfig(predictor=False))
+    cluster = Cluster("goodserve", *POOL, config=config)
+    for name, tokens in (("short", 10), ("long", 50)):
+        cluster.run(0.0, call(name, node=name, max_tokens=None))
+        cluster.finish(0.5, name, tokens)
+    placed = cluster.place(1.0, call("r", node="short", max_tokens=None, target_deadline_s=9.0))
+    assert placed.reason.length is not None
+    assert (placed.reason.length.p50_tokens, placed.reason.length.source) == (30.0, "mean of all answers")
 
 
 @pytest.mark.parametrize("policy", policy_names())
@@ -184,5 +207,5 @@ def test_without_a_decode_instance_a_call_is_held(policy: str) -> None:
 
 
 def test_an_unknown_policy_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UnknownPolicy, match="'best'; known are agentserve, goodserve, least_requests, round_robin"):
+    with pytest.raises(UnknownPolicy, match="'best'; known are agentserve, autellix, goodserve, hexagent, hexgen_flow"):
         make_policy("best")
