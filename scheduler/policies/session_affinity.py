@@ -5,7 +5,7 @@ rendezvous hashing, which also keeps it in place after the gateway forgot it.
 """
 
 from dataclasses import dataclass
-from zlib import crc32
+from hashlib import blake2b
 
 from scheduler.call import Call
 from scheduler.placement import Options, Placement
@@ -53,8 +53,12 @@ class SessionAffinity:
             return pool.row[last], "where the session's last call went"
         if self.by_hash:
             session = session_of(call)
-            return max(rows, key=lambda row: crc32(f"{session}\n{pool.ids[row]}".encode())), "the session's hash"
+            return max(rows, key=lambda row: _weight(session, pool.ids[row])), "the session's hash"
         return None, "a session without an open instance: the fewest outstanding calls"
+
+
+def _weight(session: str, instance_id: str) -> bytes:
+    return blake2b(f"{session}\n{instance_id}".encode(), digest_size=8).digest()
 
 
 POLICY = SessionAffinity

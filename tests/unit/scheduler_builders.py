@@ -15,6 +15,7 @@ from scheduler.events import (
     RequestArrived,
     RequestFinished,
     Role,
+    Woke,
 )
 from scheduler.profiles.profile import GpuProfile
 
@@ -94,9 +95,15 @@ class Cluster:
     """A scheduler with instances in it; `at` sends an event and returns the decisions without WakeAt."""
 
     def __init__(
-        self, policy: str, *specs: InstanceSpec, config: SchedulerConfig | None = None, profiles: Any = profile
+        self,
+        policy: str,
+        *specs: InstanceSpec,
+        config: SchedulerConfig | None = None,
+        profiles: Any = profile,
+        seed: int = 0,
+        **params: Any,
     ) -> None:
-        self.scheduler: Scheduler = make_scheduler(policy, config, profiles=profiles)
+        self.scheduler: Scheduler = make_scheduler(policy, config, seed, profiles=profiles, params=params)
         self.log: list[tuple[float, Event, list[Decision]]] = []
         for item in specs:
             self.at(0.0, InstanceJoined(event_id=f"joined-{item.instance_id}", instance=item))
@@ -133,6 +140,10 @@ class Cluster:
         """The call ended."""
         event = RequestFinished(event_id=f"end-{name}", request_id=name, prompt_tokens=100, output_tokens=tokens)
         return self.at(now_s, event)
+
+    def wake(self, now_s: float) -> list[Decision]:
+        """The time that was asked for has come."""
+        return self.at(now_s, Woke(event_id=f"woke-{now_s}"))
 
     def instance(self, name: str) -> dict[str, Any]:
         """What the scheduler believes of an instance."""
