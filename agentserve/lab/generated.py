@@ -120,9 +120,10 @@ MAX_EDITS: Final = 4
 MAX_TOOL_ROUNDS: Final = 8
 
 
-def generated_runs(agents: Mapping[str, float], count: int, seed: int) -> Runs:
-    """`count` runs of the catalog's agents, drawn by weight; a run's content depends on seed and its number only.
+def generated_runs(agents: Mapping[str, float], count: int, seed: int, first: int = 0) -> Runs:
+    """`count` runs of the catalog's agents, drawn by weight, numbered from `first` on.
 
+    A run's content depends on the seed and its number only, so that other numbers are other runs.
     Raises BadInput for an unknown agent or weights of which none is above 0.
     """
     for name, weight in agents.items():
@@ -133,7 +134,7 @@ def generated_runs(agents: Mapping[str, float], count: int, seed: int) -> Runs:
     if not sum(agents.values()) > 0:
         raise BadInput("the agents' weights are all 0; at least one must be above")
     plans = []
-    for number in range(count):
+    for number in range(first, first + count):
         draw = random.Random(f"generated/{seed}/{number}")  # noqa: S311 - seeded, no secret
         name = draw.choices(list(agents), list(agents.values()))[0]
         run = _Run(name, number, draw)

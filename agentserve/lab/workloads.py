@@ -53,6 +53,7 @@ class WorkloadOptions:
 
     prompt_scale: float = 1.0
     output_scale: float = 1.0
+    tool_time_scale: float = 1.0
     max_prompt_tokens: int | None = None
     max_steps: int | None = None
     max_tool_gap_s: float | None = None
@@ -72,7 +73,7 @@ class WorkloadOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
                 raise BadInput(f"{name.replace('_', '-')} is {value}; expected a positive number")
-        for name in ("max_tool_gap_s", "skip"):
+        for name in ("max_tool_gap_s", "skip", "tool_time_scale"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise BadInput(f"{name.replace('_', '-')} is {value}; expected 0 or more")
@@ -126,8 +127,7 @@ def read_runs(path: Path, options: WorkloadOptions) -> Runs:
     if options.skip or options.take:
         what = "sessions" if found is TraceFormat.SESSIONS else "rows"
         notes.append(f"{what} {options.skip + 1} to {options.skip + options.take if options.take else 'the last'}")
-    plans = _scaled(plans, options, notes)
-    plans = _filtered(plans, options, notes, path)
+    plans = shaped(plans, options, notes, str(path))
     if options.drawn_start and has_times and options.limit is not None and options.limit < len(plans):
         first = random.Random(options.seed).randint(0, len(plans) - options.limit)  # noqa: S311 - a seeded choice
         plans = plans[first : first + options.limit]
@@ -181,19 +181,30 @@ def _still_going(active: list[Iterator[RunPlan]]) -> tuple[list[Iterator[RunPlan
     return [iter(rest) for rest in rests if rest], []
 
 
+def shaped(plans: list[RunPlan], options: WorkloadOptions, notes: list[str], source: str) -> list[RunPlan]:
+    """The runs with the options' scales and limits applied, and what was done added to the notes.
+
+    Raises BadInput naming `source` if no run is left.
+    """
+    return _filtered(_scaled(plans, options, notes), options, notes, source)
+
+
 def _scaled(plans: list[RunPlan], options: WorkloadOptions, notes: list[str]) -> list[RunPlan]:
     if options.prompt_scale != 1:
         notes.append(f"prompt tokens x {options.prompt_scale:g}")
     if options.output_scale != 1:
         notes.append(f"output tokens x {options.output_scale:g}")
+    if options.tool_time_scale != 1:
+        notes.append(f"tool times x {options.tool_time_scale:g}")
     if options.max_tool_gap_s is not None:
-        cut = sum(step.tool_gap_s > options.max_tool_gap_s for plan in plans for step in plan.steps)
+        scale = options.tool_time_scale
+        cut = sum(step.tool_gap_s * scale > options.max_tool_gap_s for plan in plans for step in plan.steps)
         notes.append(f"tool times cut to at most {options.max_tool_gap_s:g} s ({cut} calls)")
     return [replace(plan, steps=tuple(_scaled_step(step, options) for step in plan.steps)) for plan in plans]
 
 
 def _scaled_step(step: StepPlan, options: WorkloadOptions) -> StepPlan:
-    gap_s, scale = step.tool_gap_s, options.prompt_scale
+    gap_s, scale = step.tool_gap_s * options.tool_time_scale, options.prompt_scale
     text = step.prompt_text
     return replace(
         step,
@@ -206,7 +217,7 @@ def _scaled_step(step: StepPlan, options: WorkloadOptions) -> StepPlan:
     )
 
 
-def _filtered(plans: list[RunPlan], options: WorkloadOptions, notes: list[str], path: Path) -> list[RunPlan]:
+def _filtered(plans: list[RunPlan], options: WorkloadOptions, notes: list[str], source: str) -> list[RunPlan]:
     most_tokens, most_steps = options.max_prompt_tokens, options.max_steps
     kept = [
         plan
@@ -219,7 +230,7 @@ def _filtered(plans: list[RunPlan], options: WorkloadOptions, notes: list[str], 
         limits += [f"more than {most_steps} calls"] if most_steps is not None else []
         notes.append(f"left out {len(plans) - len(kept)} of {len(plans)} runs: {' or '.join(limits)}")
     if not kept:
-        raise BadInput(f"{path}: no run is left; {notes[-1] if plans else 'the trace holds none'}")
+        raise BadInput(f"{source}: no run is left; {notes[-1] if plans else 'the trace holds none'}")
     return kept
 
 

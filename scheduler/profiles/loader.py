@@ -35,6 +35,12 @@ def known_models() -> tuple[str, ...]:
     return tuple(_tables()["models"])
 
 
+def gpu_memory_bytes(gpu: str) -> int | None:
+    """Memory of one GPU of this type, under its name or an alias; None for a type without a shipped profile."""
+    entry = _tables()["gpus"].get(canonical_name("gpu", gpu))
+    return None if entry is None else int(entry["memory_bytes"])
+
+
 @cache
 def _tables() -> Mapping[str, Any]:
     return tomllib.loads(files("scheduler.profiles").joinpath("profiles.toml").read_text("utf-8"))

@@ -1,0 +1,139 @@
+"""What is kept of one simulation? Its figures, small enough for a line of JSON, each defined here or in records.py."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from agentserve.lab.intervals import attained_share
+from agentserve.lab.plans import Workload
+from agentserve.lab.results import InstanceUse, SimulationResult, summarise
+from agentserve.records import CallRecord, RunRecord, quantile
+
+_TENANT_RUNS: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The figures of one simulation; `figures` by name, None where one cannot be formed. Times are virtual seconds."""
+
+    key: str
+    policy: str
+    params: Mapping[str, Any]
+    seed: int
+    model: str
+    source: str
+    slo: str
+    figures: Mapping[str, float | None]
+    utilisation: Mapping[str, float]
+    """Busy share of each instance, from the first submission to the last end."""
+    gpu_utilisation: Mapping[str, float]
+    """Its mean over the instances of each GPU type."""
+    attainment_interval: tuple[float, float] | None
+    """95 %, by a bootstrap over this simulation's runs."""
+    classes: Mapping[str, float]
+    """Attained share by workflow."""
+    notes: tuple[str, ...]
+    errors: Mapping[str, int]
+    events: int
+    wall_s: float
+    code: str
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON data; `from_plain` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> "Outcome":
+        """The outcome that `to_plain` gave; KeyError or TypeError for anything else."""
+        given = {field.name: data[field.name] for field in fields(cls)}
+        interval = given["attainment_interval"]
+        given["attainment_interval"] = None if interval is None else (float(interval[0]), float(interval[1]))
+        given["notes"] = tuple(given["notes"])
+        return cls(**given)
+
+
+def outcome_of(
+    result: SimulationResult, *, key: str, params: Mapping[str, Any], code: str, workload: Workload
+) -> Outcome:
+    """What is kept of a result of this workload."""
+    replay = result.replay
+    span_s = _span_s(replay.runs)
+    busy = {use.instance_id: use.busy_s / span_s if span_s > 0 else 0.0 for use in result.instances}
+    return Outcome(
+        key=key,
+        policy=replay.policy,
+        params=dict(params),
+        seed=replay.seed,
+        model=replay.model,
+        source=replay.source,
+        slo=replay.slo,
+        figures=_figures(result, workload, busy),
+        utilisation=busy,
+        gpu_utilisation=utilisation_by_gpu(result.instances, busy),
+        attainment_interval=attained_share(replay.runs, replay.seed),
+        classes=_classes(replay.runs),
+        notes=replay.notes,
+        errors=dict(replay.errors),
+        events=result.events,
+        wall_s=result.wall_s,
+        code=code,
+    )
+
+
+def _figures(result: SimulationResult, workload: Workload, busy: Mapping[str, float]) -> dict[str, float | None]:
+    replay = result.replay
+    figures: dict[str, float | None] = asdict(summarise(replay))
+    figures["failed_runs"] = sum(not run.succeeded for run in replay.runs)
+    figures["missed_slowdown_p50"], figures["missed_slowdown_p99"] = (
+        quantile(_missed_slowdowns(replay.runs), q) for q in (0.5, 0.99)
+    )
+    figures["prefix_hit_share"] = prefix_hit_share(replay.calls)
+    figures["utilisation"] = sum(busy.values()) / len(busy) if busy else None
+    figures["output_tokens"] = sum(call.output_tokens for call in replay.calls)
+    figures["preemptions"] = sum(use.preemptions for use in result.instances)
+    figures["tenant_attainment_min"] = _worst_tenant(replay.runs, workload)
+    return figures
+
+
+def prefix_hit_share(calls: Sequence[CallRecord]) -> float | None:
+    """Prompt tokens that came from a prefix cache / prompt tokens, over calls that ended well and tell both."""
+    known = [call for call in calls if call.ok and call.cached_tokens is not None]
+    prompts = sum(call.prompt_tokens for call in known)
+    return sum(call.cached_tokens or 0 for call in known) / prompts if prompts else None
+
+
+def utilisation_by_gpu(uses: Sequence[InstanceUse], busy: Mapping[str, float]) -> dict[str, float]:
+    """Mean busy share of the instances of each GPU type, the types in order of their names."""
+    found: dict[str, list[float]] = {}
+    for use in uses:
+        found.setdefault(use.gpu, []).append(busy[use.instance_id])
+    return {gpu: sum(shares) / len(shares) for gpu, shares in sorted(found.items())}
+
+
+def _missed_slowdowns(runs: Sequence[RunRecord]) -> list[float]:
+    """E2E / SLO of the runs that succeeded too late; one that failed has no end to speak of."""
+    return [run.e2e_s / run.slo_s for run in runs if run.slo_s and run.succeeded and run.attained is False]
+
+
+def _classes(runs: Sequence[RunRecord]) -> dict[str, float]:
+    found: dict[str, list[bool]] = {}
+    for run in runs:
+        if run.attained is not None:
+            found.setdefault(run.workflow, []).append(run.attained)
+    return {name: sum(outcomes) / len(outcomes) for name, outcomes in sorted(found.items())}
+
+
+def _worst_tenant(runs: Sequence[RunRecord], workload: Workload) -> float | None:
+    """The least attained share among tenants with at least ten runs; None without tenants."""
+    tenants = {plan.run_id: plan.tenant for plan in workload.plans if plan.tenant}
+    found: dict[str, list[bool]] = {}
+    for run in runs:
+        if run.attained is not None and run.run_id in tenants:
+            found.setdefault(tenants[run.run_id], []).append(run.attained)
+    return min((sum(o) / len(o) for o in found.values() if len(o) >= _TENANT_RUNS), default=None)
+
+
+def _span_s(runs: Sequence[RunRecord]) -> float:
+    if not runs:
+        return 0.0
+    return max(run.finished_s for run in runs) - min(run.submitted_s for run in runs)
