@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, ReplayResult]
 
-_INK: Final = "#010101"
-_GRID: Final = "#020202"
-_SLO: Final = "#030303"
+INK: Final = "#010101"
+GRID: Final = "#020202"
+SLO_COLOUR: Final = "#030303"
 SERIES: Final = tuple(f"#04040{index}" for index in range(8))
 _DASHES: Final = ("-", "--", ":", "-.")
-_CSS: Final = {_INK: "currentColor", _GRID: "var(--grid)", _SLO: "var(--slo)"} | {
+_CSS: Final = {INK: "currentColor", GRID: "var(--grid)", SLO_COLOUR: "var(--slo)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)
 }
+_OWN_IDS: Final = "figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend|LineCollection"
+"""How matplotlib begins the ids that it gives in every drawing anew."""
 _BINS: Final = 24
 _GOODPUT_BINS: Final = 12
 _FIRST_INSTANCE_COLOUR: Final = 2  # the first ones mean policies
-_SMALL: Final = (5.2, 3.1)
+SMALL: Final = (5.2, 3.1)
 
 
 def run_time_cdf(results: Results) -> str:
@@ -39,12 +41,12 @@ def run_time_cdf(results: Results) -> str:
             bounded = [run for run in result.runs if run.slo_s]
             ratios = sorted(run.e2e_s / run.slo_s for run in bounded if run.succeeded and run.slo_s)
             _cdf(axes, ratios, len(bounded), policy, index)
-        axes.axvline(1.0, color=_SLO, linewidth=1.5)
-        axes.annotate("SLO", (1.0, 1.0), xytext=(3, -9), textcoords="offset points", color=_SLO)
+        axes.axvline(1.0, color=SLO_COLOUR, linewidth=1.5)
+        axes.annotate("SLO", (1.0, 1.0), xytext=(3, -9), textcoords="offset points", color=SLO_COLOUR)
         axes.set(xlabel="run E2E / its SLO", ylabel="share of runs", ylim=(0, 1.02), xlim=(0, None))
-        _legend(axes)
+        legend(axes)
 
-    return _svg("run-cdf", draw)
+    return drawing("run-cdf", draw)
 
 
 def run_seconds_cdf(results: Results) -> str:
@@ -55,9 +57,9 @@ def run_seconds_cdf(results: Results) -> str:
             _cdf(axes, sorted(run.e2e_s for run in result.runs if run.succeeded), len(result.runs), policy, index)
         axes.set(xlabel="run E2E (s, log scale)", ylabel="share of runs", ylim=(0, 1.02))
         _log_x(axes)
-        _legend(axes)
+        legend(axes)
 
-    return _svg("run-seconds", draw)
+    return drawing("run-seconds", draw)
 
 
 def attainment_bars(results: Results) -> str:
@@ -73,7 +75,7 @@ def attainment_bars(results: Results) -> str:
         axes.set(xlim=(0, 1.15), xlabel="share of runs that attained their SLO")
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
 
-    return _svg("attainment", draw)
+    return drawing("attainment", draw)
 
 
 def goodput_over_time(results: Results) -> str:
@@ -86,11 +88,11 @@ def goodput_over_time(results: Results) -> str:
             width_s = span_s / _GOODPUT_BINS
             counts = _counts(ends, width_s, _GOODPUT_BINS)
             edges = [width_s * i for i in range(_GOODPUT_BINS + 1)]
-            axes.stairs([count / width_s for count in counts], edges, label=policy, **_line(index))
+            axes.stairs([count / width_s for count in counts], edges, label=policy, **line_style(index))
         axes.set(xlabel="time since the first run (s)", ylabel="attained runs / s", ylim=(0, None), xlim=(0, None))
-        _legend(axes)
+        legend(axes)
 
-    return _svg("goodput", draw)
+    return drawing("goodput", draw)
 
 
 def ttft_cdf(results: Results) -> str:
@@ -134,9 +136,9 @@ def placements_over_time(results: Results) -> str:
         axes.set(title=policy, ylabel="calls placed", xlim=(0, None))
         if policy == list(results)[-1]:
             axes.set_xlabel("time since the first run (s)")
-        _legend(axes, outside=True)
+        legend(axes, outside=True)
 
-    return _svg("placements", draw, tuple(results), (10.6, 2.5 * max(1, len(results))))
+    return drawing("placements", draw, tuple(results), (10.6, 2.5 * max(1, len(results))))
 
 
 def moves(results: Results) -> str:
@@ -158,9 +160,9 @@ def moves(results: Results) -> str:
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set(xlabel="calls", xlim=(0, None))
-        _legend(axes)
+        legend(axes)
 
-    return _svg("moves", draw)
+    return drawing("moves", draw)
 
 
 def _call_cdf(results: Results, name: str, label: str, value: Callable[[Any], float | None]) -> str:
@@ -170,9 +172,9 @@ def _call_cdf(results: Results, name: str, label: str, value: Callable[[Any], fl
             _cdf(axes, known, len(known), policy, index)
         axes.set(xlabel=label, ylabel="share of calls", ylim=(0, 1.02))
         _log_x(axes)
-        _legend(axes)
+        legend(axes)
 
-    return _svg(name, draw)
+    return drawing(name, draw)
 
 
 def _cdf(axes: "Axes", ordered: Sequence[float], total: int, policy: str, index: int) -> None:
@@ -180,11 +182,12 @@ def _cdf(axes: "Axes", ordered: Sequence[float], total: int, policy: str, index:
     stride = max(1, len(ordered) // 300)
     picked = [*range(0, len(ordered), stride), *([len(ordered) - 1] if ordered else [])]
     shares = [(rank + 1) / total for rank in picked]
-    axes.step([ordered[rank] for rank in picked], shares, where="post", label=policy, **_line(index))
+    axes.step([ordered[rank] for rank in picked], shares, where="post", label=policy, **line_style(index))
 
 
-def _line(index: int) -> dict[str, Any]:
-    return {"color": SERIES[index % 8], "linestyle": _DASHES[index % 4], "linewidth": 2.0}
+def line_style(index: int) -> dict[str, Any]:
+    """How the line of the policy at this place looks, in every plot of a page."""
+    return {"color": SERIES[index % 8], "linestyle": _DASHES[(index + index // 8) % 4], "linewidth": 2.0}
 
 
 def _counts(times_s: Sequence[float], width_s: float, bins: int = _BINS) -> list[int]:
@@ -204,19 +207,23 @@ def _log_x(axes: "Axes") -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: "Axes", *, outside: bool = False) -> None:
+def legend(axes: "Axes", *, outside: bool = False) -> None:
+    """Name what is drawn, inside the axes or to their right; nothing if there is nothing to name."""
     if axes.get_legend_handles_labels()[0]:
         place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {"loc": "best"}
         axes.legend(frameon=False, **place)
 
 
-def _svg(
+def drawing(
     name: str,
     draw: Callable[..., None],
     panels: Sequence[str] = (),
-    size: tuple[float, float] = _SMALL,
+    size: tuple[float, float] = SMALL,
 ) -> str:
-    """One drawing, or one panel below the other, as an inline SVG without a background."""
+    """One drawing, or one panel below the other, as an inline SVG without a background.
+
+    `draw` is given the axes and, with panels, the panel's name. Raises BadInput without matplotlib.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -227,7 +234,7 @@ def _svg(
         figure = Figure(figsize=size, layout="constrained")
         rows = figure.subplots(max(1, len(panels)), 1, squeeze=False, sharex=True, sharey=True)
         for index, axes in enumerate(rows[:, 0]):
-            axes.grid(color=_GRID, linewidth=0.7)
+            axes.grid(color=GRID, linewidth=0.7)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
             draw(axes, panels[index]) if panels else draw(axes)
@@ -240,8 +247,7 @@ def _inline(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]+" height="[^"]+"', r"\1", svg, count=1)
-    svg = re.sub(r"(?<=[\"#])((?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend)[._\w]*)(?=[\")])",
-                 rf"{name}-\1", svg)  # fmt: skip
+    svg = re.sub(rf"(?<=[\"#])((?:{_OWN_IDS})[._\w]*)(?=[\")])", rf"{name}-\1", svg)
     return re.sub("|".join(_CSS), lambda match: _CSS[match[0]], svg)
 
 
@@ -249,11 +255,11 @@ _STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from agentserve.errors import BadInput
+from agentserve.lab.fingerprint import code_fingerprint
 from agentserve.lab.fleets import fleet_of, profiles_of
 from agentserve.lab.loads import check_workload, slo_rule, trace_files
 from agentserve.lab.scenario import Scenario, ScenarioFile, parse_scenario
@@ -21,21 +22,6 @@ DEFAULT_POLICIES: Final = ("round_robin", "least_requests", "goodserve", "agents
 MAX_POINTS: Final = 1000
 _SHORT: Final = {"rates": "workload.rate", "slo_scales": "slo.alpha"}
 _COMBINE: Final = ("product", "each")
-_PACKAGES: Final = ("scheduler", "workflows", "agentserve/lab", "agentserve/emulator")
-_PRESENTATION: Final = frozenset(
-    {
-        "lab_plots.py",
-        "lab_report.py",
-        "plots.py",
-        "report.py",
-        "tables.py",
-        "replay.py",
-        "sse.py",
-        "sweep.py",
-        "bounds.py",
-    }
-)
-"""Files that show results or do not take part in a simulation: a change in them leaves results as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +83,22 @@ def points_of(file: ScenarioFile) -> list[Point]:
     if combine == "product":
         settings = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     else:
-        settings = [{}, *({axis: value} for axis, values in axes.items() for value in values)]
+        settings = [{}, *({axis: value} for axis, values in axes.items() for value in values
+                          if value != value_at(file.raw, axis))]  # fmt: skip
     if len(settings) > MAX_POINTS:
         raise BadInput(f"{file.source}: sweep: {len(settings)} points, at most {MAX_POINTS} are simulated")
     return [_point(file, one) for one in settings]
+
+
+def value_at(raw: Mapping[str, Any], key: str) -> Any:
+    """What a dotted key is set to in a scenario's tables; None if it is left out."""
+    found: Any = raw
+    for part in key.split("."):
+        if isinstance(found, list):
+            found = found[int(part)] if part.isdigit() and int(part) < len(found) else None
+        else:
+            found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def base_point(file: ScenarioFile) -> Point:
@@ -122,33 +120,24 @@ def cases_of(
     file: ScenarioFile, points: Sequence[Point], policies: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Case]:
     """Every point under every policy with every seed; the seeds of a point lie together."""
-    code = code_fingerprint()
     return [
-        Case(file, point, variant, seed, _key(file, point.scenario, variant, seed, code), code)
+        _case(file, point, variant, seed)
         for point in points
         for variant in variants_of(file, point, policies)
         for seed in dict.fromkeys(seeds or point.scenario.seeds)
     ]
 
 
-@cache
-def code_fingerprint() -> str:
-    """Changes with the code that simulations run, so that results of other code are not taken for its own."""
-    root = Path(__file__).parents[2]
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        for path in sorted((root / package).rglob("*")):
-            if (path.suffix == ".py" and path.name not in _PRESENTATION) or path.name == "profiles.toml":
-                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _key(file: ScenarioFile, scenario: Scenario, variant: Variant, seed: int, code: str) -> str:
+def _case(file: ScenarioFile, point: Point, variant: Variant, seed: int) -> Case:
+    code = code_fingerprint(variant.policy)
+    scenario = point.scenario
     plain = scenario.model_dump(mode="json", exclude=_NOT_DETERMINING)
+    plain["slo"]["alpha"] = scenario.slo.scale
     plain |= {"policy": variant.policy, "params": dict(variant.params), "seed": seed, "code": code}
     files = [*trace_files(scenario.workload, file.folder), *(file.folder / name for name in scenario.profiles)]
     plain["files"] = [_digest(path, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    key = hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    return Case(file, point, variant, seed, key, code)
 
 
 @cache

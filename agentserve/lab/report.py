@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from rich.table import Table
 
@@ -14,35 +14,36 @@ from agentserve.errors import BadInput
 from agentserve.lab import plots
 from agentserve.lab.results import ReplayResult, Summary, summarise
 
-_TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
+_TEMPLATES: Final = Path(__file__).parent
 
 Row = tuple[str, Callable[[Summary], str], int]
 """Label, how its figure reads, and whether more (1) or less (-1) is better, or neither (0)."""
 
 
-def _number(value: float | None, digits: int, unit: str, factor: float = 1.0) -> str:
+def number_text(value: float | None, digits: int, unit: str, factor: float = 1.0) -> str:
+    """The figure as tables show it; a dash for an unknown one."""
     return "–" if value is None else f"{value * factor:,.{digits}f}{unit}"
 
 
 def _quantiles(name: str, unit: str, digits: int, factor: float = 1.0) -> Callable[[Summary], str]:
     def read(summary: Summary) -> str:
         pair = (getattr(summary, f"{name}_p50_s"), getattr(summary, f"{name}_p99_s"))
-        return " / ".join(_number(value, digits, "", factor) for value in pair) + unit
+        return " / ".join(number_text(value, digits, "", factor) for value in pair) + unit
 
     return read
 
 
 ROWS: Final[Sequence[Row]] = (
-    ("SLO attainment", lambda s: _number(s.attainment, 1, " %", 100), 1),
+    ("SLO attainment", lambda s: number_text(s.attainment, 1, " %", 100), 1),
     ("runs attained / all", lambda s: f"{s.attained:,} / {s.runs:,}", 0),
-    ("goodput", lambda s: _number(s.goodput_per_s, 3, " runs/s"), 1),
+    ("goodput", lambda s: number_text(s.goodput_per_s, 3, " runs/s"), 1),
     ("run E2E p50 / p99", _quantiles("run_e2e", " s", 2), -1),
     ("TTFT p50 / p99", _quantiles("ttft", " s", 3), -1),
     ("TPOT p50 / p99", _quantiles("tpot", " ms", 2, 1000), -1),
     ("call E2E p50 / p99", _quantiles("call_e2e", " s", 2), -1),
     ("migrations", lambda s: f"{s.migrations:,}", 0),
     ("split placements", lambda s: f"{s.split_calls:,}", 0),
-    ("output tokens/s", lambda s: _number(s.output_tokens_per_s, 0, ""), 1),
+    ("output tokens/s", lambda s: number_text(s.output_tokens_per_s, 0, ""), 1),
     ("calls / failed", lambda s: f"{s.calls:,} / {s.failed_calls:,}", 0),
 )
 
@@ -74,7 +75,11 @@ def write_report(
     """
     if not results_by_policy:
         raise BadInput("a report needs the result of at least one policy")
-    page = render_report(results_by_policy, title=title, notes=notes, waterfall_html=waterfall_html)
+    write_page(path, render_report(results_by_policy, title=title, notes=notes, waterfall_html=waterfall_html))
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page, with the folders on the way; BadInput if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -91,7 +96,7 @@ def render_report(
 ) -> str:
     """The page as text; the same for the same results."""
     summaries = {policy: summarise(result) for policy, result in results.items()}
-    return _template().render(
+    return template("report.html.j2").render(
         title=title,
         clock=_clock(results),
         policies=tuple(results),
@@ -138,9 +143,13 @@ def themed(html: str) -> str:
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text("utf-8"))
+def template(name: str) -> Template:
+    """A page's template; what comes from outside is escaped in it."""
+    loader = FileSystemLoader(_TEMPLATES)
+    environment = Environment(
+        autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def _clock(results: Mapping[str, ReplayResult]) -> str:

@@ -80,8 +80,8 @@ def run_points(
         kept.add(outcome)
         done += 1
         if on_row is not None:
-            on_row(done, len(asked), _row(asked[outcome.key][0], outcome))
-    return [_row(case, kept.outcomes[case.key]) for case in cases]
+            on_row(done, len(asked), row_of(asked[outcome.key][0], outcome))
+    return [row_of(case, kept.outcomes[case.key]) for case in cases]
 
 
 def run_case(case: Case, out: Path | None = None, simulate: Simulate | None = None, **more: Any) -> Outcome:
@@ -221,7 +221,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _row(case: Case, outcome: Outcome) -> Row:
+def row_of(case: Case, outcome: Outcome) -> Row:
+    """The row of a case that came to this outcome."""
     return Row(
         scenario=case.file.name,
         point=case.point.label,

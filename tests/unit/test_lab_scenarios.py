@@ -326,7 +326,7 @@ def test_axes_are_combined_or_varied_each_on_its_own(tmp_path):
     ]  # fmt: skip
     each = points_of(read(tmp_path, FLEET + WORKLOAD + sweep + 'combine = "each"\n'))
     assert [(p.scenario.workload.rate, p.scenario.slo.scale) for p in each] == [
-        (2.0, 2.0), (1.0, 2.0), (2.0, 2.0), (2.0, 1.5), (2.0, 3.0),
+        (2.0, 2.0), (1.0, 2.0), (2.0, 1.5), (2.0, 3.0),
     ]  # fmt: skip
     assert [p.label for p in each][:2] == ["as given", "rate 1.0"]
 

@@ -61,7 +61,7 @@ def test_every_point_policy_and_seed_is_one_row_in_the_scenarios_order(file):
 
 def test_points_that_come_to_the_same_are_simulated_once(file):
     told = []
-    twice = replace(file, raw=file.raw | {"sweep": {"rates": [2.0, 1.0], "combine": "each"}})
+    twice = replace(file, raw=file.raw | {"sweep": {"slo_scales": [2.0, 1.0], "combine": "each"}})
     rows = run_points(twice, jobs=1, simulate=fake_simulate, on_row=lambda done, total, row: told.append((done, total)))
     assert len(rows) == 12
     assert told[-1] == (8, 8)
