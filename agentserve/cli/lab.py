@@ -99,6 +99,7 @@ def compare(
     settings: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results [default: out/lab/SCENARIO]")] = None,
     jobs: JobsOption = None,
+    report: Annotated[bool, typer.Option(help="Draw the HTML page")] = True,
     json: JsonFlag = False,
 ) -> None:
     """Simulate every point of a scenario under several policies; what is done is kept, and the same command resumes."""
@@ -124,13 +125,14 @@ def compare(
     except KeyboardInterrupt:
         console.print(f"stopped after {done} of {total or '?'} simulations, kept in {folder}; the same command goes on")
         raise typer.Exit(INTERRUPTED) from None
-    report = _write(console, file, rows, folder)
+    page = _write(console, file, rows, folder, report=report)
     if json:
         _print_json([one.to_plain() for one in aggregated(rows)])
         return
     for table in point_tables(aggregated(rows), console.width):
         console.print(table)
-    console.print(f"report: [bold]{report.resolve()}[/]")
+    if page is not None:
+        console.print(f"report: [bold]{page.resolve()}[/]")
 
 
 def _file(scenario: str, settings: list[str] | None) -> "ScenarioFile":
@@ -167,11 +169,13 @@ def _numbers(text: str | None) -> list[int]:
     return numbers
 
 
-def _write(console: Console, file: "ScenarioFile", rows: "list[Row]", out: Path) -> Path:
+def _write(console: Console, file: "ScenarioFile", rows: "list[Row]", out: Path, *, report: bool = True) -> Path | None:
     from agentserve.lab.lab_report import Comparison, write_lab_report, write_results
 
     comparison = Comparison(file=file, command=shlex.join(["agentserve", *sys.argv[1:]]), rows=rows)
     write_results(out, comparison)
+    if not report:
+        return None
     with console.status("drawing the report"):
         return write_lab_report(out, comparison)
 

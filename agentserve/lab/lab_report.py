@@ -18,7 +18,7 @@ from agentserve.lab.report import FIGURES, template, write_page
 from agentserve.lab.results import SimulationResult
 from agentserve.lab.scenario import ScenarioFile
 from agentserve.lab.sweep import Row, records_of
-from agentserve.lab.tables import COLUMNS, best_of, with_interval
+from agentserve.lab.tables import COLUMNS, best_of, goodput_text, with_interval
 
 RESULTS_FILE: Final = "results.json"
 REPORT_FILE: Final = "report.html"
@@ -107,7 +107,7 @@ def telling_point(aggregates: Sequence[Aggregate]) -> str:
 def _tile(one: Aggregate) -> dict[str, str]:
     return {
         "label": one.label,
-        "goodput": with_interval(one.figures["goodput_per_s"], 3),
+        "goodput": goodput_text(one.figures["goodput_per_s"]),
         "attainment": with_interval(one.figures["attainment"], 1, " %", 100),
     }
 

@@ -22,6 +22,11 @@ def with_interval(found: Interval | None, digits: int, unit: str = "", factor: f
     return f"{number_text(found.mean, digits, '', factor)}{half}{unit}"
 
 
+def goodput_text(found: Interval | None) -> str:
+    """Goodput with about three digits that mean something."""
+    return with_interval(found, 3 if found is None or found.mean < 1 else 2)
+
+
 def _pair(name: str, digits: int, unit: str, factor: float = 1.0) -> Callable[[Aggregate], str]:
     def read(one: Aggregate) -> str:
         values = (number_text(one.mean(f"{name}_{q}_s"), digits, "", factor) for q in ("p50", "p99"))
@@ -32,21 +37,21 @@ def _pair(name: str, digits: int, unit: str, factor: float = 1.0) -> Callable[[A
 
 COLUMNS: Final[Sequence[Column]] = (
     ("attainment", lambda one: with_interval(one.figures["attainment"], 1, " %", 100)),
-    ("goodput, runs/s", lambda one: with_interval(one.figures["goodput_per_s"], 3)),
+    ("goodput/s", lambda one: goodput_text(one.figures["goodput_per_s"])),
     ("run p50 / p99", _pair("run_e2e", 1, " s")),
     ("missed p99", lambda one: number_text(one.mean("missed_slowdown_p99"), 1, " ×")),
     ("TTFT p50 / p99", _pair("ttft", 2, " s")),
     ("TPOT p50 / p99", _pair("tpot", 1, " ms", 1000)),
-    ("prefix hits", lambda one: number_text(one.mean("prefix_hit_share"), 0, " %", 100)),
+    ("hits", lambda one: number_text(one.mean("prefix_hit_share"), 0, " %", 100)),
     ("busy", lambda one: number_text(one.mean("utilisation"), 0, " %", 100)),
-    ("moves / splits", lambda one: f"{number_text(one.mean('migrations'), 0, '')} / "
+    ("moves/splits", lambda one: f"{number_text(one.mean('migrations'), 0, '')}/"
      f"{number_text(one.mean('split_calls'), 0, '')}"),
     ("output tokens", lambda one: number_text(one.mean("output_tokens"), 0, "")),
 )  # fmt: skip
 """What the tables of the terminal and of the page show. docs/lab.md defines each."""
 
 
-_NARROW: Final = frozenset({"attainment", "goodput, runs/s", "missed p99", "prefix hits", "moves / splits"})
+_NARROW: Final = frozenset({"attainment", "goodput/s", "missed p99", "hits", "moves/splits"})
 """Columns of a terminal that is too narrow for all of them."""
 WIDE_CHARS: Final = 150
 
@@ -61,7 +66,7 @@ def point_tables(aggregates: Sequence[Aggregate], width_chars: int = WIDE_CHARS)
         rows = [one for one in aggregates if one.point == point]
         seeds = len(rows[0].outcomes)
         title = f"{rows[0].scenario}: {point} ({seeds} seed{'s' if seeds > 1 else ''})"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("policy", no_wrap=True)
         for name, _ in columns:
             table.add_column(name, justify="right", no_wrap=True)

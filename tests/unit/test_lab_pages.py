@@ -99,7 +99,7 @@ def test_the_tables_have_a_row_per_policy_at_each_point(compared):
 
 
 def test_a_narrow_terminal_shows_whole_figures_of_fewer_columns(compared):
-    text = printed(point_tables(aggregated(compared.rows), 100), width=100)
+    text = printed(point_tables(aggregated(compared.rows), 80), width=80)
     assert "…" not in text
     assert "goodput" in text
     assert "TTFT" not in text
@@ -219,7 +219,7 @@ def test_compare_writes_to_a_folder_of_the_scenarios_name_and_resumes(command, t
     assert first.exit_code == 0, first.output
     assert (tmp_path / "out/lab/small/report.html").is_file()
     monkeypatch.setattr(simulation, "simulate", None)
-    again = command(*words, "--json")
+    again = command(*words, "--json", "--no-report")
     assert again.exit_code == 0, again.output
     assert {one["label"] for one in json.loads(again.stdout)} == {"round_robin", "agentserve"}
 
