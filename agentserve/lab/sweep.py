@@ -99,7 +99,7 @@ def simulated(case: Case, simulate: Simulate | None = None, **more: Any) -> tupl
     try:
         profiles = profiles_of(scenario, file.folder)
         instances = fleet_of(scenario, profiles)
-        workload = _workload(scenario.workload.model_dump_json(), str(file.folder), case.seed)
+        workload = _workload(scenario.workload.model_dump_json(exclude_unset=True), str(file.folder), case.seed)
         check_fits(workload, instances)
         rule = slo_rule(scenario.slo, scenario.model, instances, profiles, case.seed)
         result = (simulate or _simulate())(

@@ -11,7 +11,7 @@ from agentserve.errors import BadInput
 from agentserve.lab.intervals import attained_share, over_seeds, t95
 from agentserve.lab.outcome import Outcome, outcome_of
 from agentserve.lab.plans import RunPlan, Workload
-from agentserve.lab.points import cases_of, points_of
+from agentserve.lab.points import cases_of, points_of, with_settings
 from agentserve.lab.record_files import read_records
 from agentserve.lab.results import InstanceUse, SimulationResult
 from agentserve.lab.scenario import read_scenario
@@ -249,3 +249,10 @@ def test_runs_that_fail_together_widen_the_interval():
 def test_too_few_runs_have_no_interval():
     assert attained_share([run(0, 1.0)]) is None
     assert attained_share([run(0, 1.0, slo_s=None), run(1, 1.0, slo_s=None)]) is None
+
+
+@pytest.mark.parametrize("name", ["goodserve-four", "tenants", "coding-bursts"])
+def test_shipped_scenarios_of_every_kind_run_through(name):
+    file = with_settings(read_scenario(name), {"workload.limit": 40})
+    (row,) = run_points(file, ["agentserve"], [1], jobs=1, simulate=fake_simulate, swept=False)
+    assert row.outcome.figures["runs"] == 40
