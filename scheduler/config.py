@@ -142,9 +142,17 @@ class GoodServeConfig:
     min_gain_s: float = 0.0
     charge_replay: bool = False
     """Add the re-prefill of emitted tokens to the target's estimate before the just-enough test."""
+    margin: float = 1.0
+    """T is multiplied by this before it is held against the time left."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, max_moves=(0, 1_000_000), cooldown_s=(0.0, 3600.0), min_gain_s=(0.0, 3600.0))
+        check_bounds(
+            self,
+            max_moves=(0, 1_000_000),
+            cooldown_s=(0.0, 3600.0),
+            min_gain_s=(0.0, 3600.0),
+            margin=(0.01, 100.0),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

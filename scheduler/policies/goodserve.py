@@ -3,10 +3,11 @@
 T(r, g) = q_g + p_g·(L_in - H) + d_g·L, with q, p, d smoothed from what was observed. A call goes to the weakest
 instance with T within its remaining time; with none, to the most capable. A running call that is expected to be late
 moves to a stronger instance that is still just enough. The paper has one deadline per call (here: the step's target),
-no queue order, no prefill/decode split, and no hysteresis, cap or cost of a move: those are `GoodServeConfig`'s. Of
-equally capable instances the paper does not say which; the smaller T is taken, the baseline's better reading. A call
-without deadline goes where T is smallest. The paper's ablations: without migration late calls stay, without the length
-predictor every answer is taken to be as long as the mean of all so far (a call's own limit is known all the same).
+no queue order, no prefill/decode split, and no hysteresis, cap or cost of a move: those are `GoodServeConfig`'s, as is
+a margin on T. Of equally capable instances the paper does not say which; the smaller T is taken, the baseline's better
+reading. A call without deadline goes where T is smallest. The paper's ablations: without migration late calls stay,
+without the length predictor every answer is taken to be as long as the mean of all so far (a call's own limit is known
+all the same).
 """
 
 from scheduler.call import Call
@@ -34,6 +35,7 @@ class GoodServe:
             return self._place_split(call, state, now_s)
         cached = cached_tokens(pool, demand)
         total_s = pool.box_q + pool.box_p * (demand.context_tokens - cached) + pool.box_d * demand.output_tokens
+        total_s *= state.config.goodserve.margin
         deadline_s = call.target_deadline_s
         if deadline_s is None:
             row, rule = argmin(total_s, allowed), "no deadline: smallest T"
@@ -66,14 +68,14 @@ class GoodServe:
         source, demand = pool.row[seat.decode], _demand(call, state)
         remaining = seen.remaining_tokens if limits.predictor else demand.output_tokens
         stay_s = float(pool.box_d[source]) * remaining
-        if now_s + stay_s <= deadline_s:
+        if now_s + limits.margin * stay_s <= deadline_s:
             return None
         cached = cached_tokens(pool, demand)
         replay_s = pool.box_p * (demand.context_tokens - cached)
         total_s = pool.box_q + pool.box_d * demand.output_tokens + (replay_s if limits.charge_replay else 0.0)
         stronger = fits(pool, demand) & pool.can_decode & pool.can_prefill & pool.can_replay
         stronger &= pool.capability > pool.capability[source]
-        meets = stronger & (total_s <= deadline_s - now_s) & (stay_s - total_s >= limits.min_gain_s)
+        meets = stronger & (limits.margin * total_s <= deadline_s - now_s) & (stay_s - total_s >= limits.min_gain_s)
         row = just_enough(meets, pool.capability, total_s)
         if row is None:
             return None
@@ -87,6 +89,7 @@ class GoodServe:
         pool = options.pool
         prefill_s = pool.box_q + pool.box_p * (demand.context_tokens - options.terms.cached)
         total_s = at_prefill(options, prefill_s) + at_decode(options, pool.box_d * demand.output_tokens)
+        total_s *= state.config.goodserve.margin
         capability, deadline_s = at_decode(options, pool.capability), call.target_deadline_s
         if deadline_s is None:
             among, rule = options.allowed, "no deadline: smallest T"

@@ -19,7 +19,7 @@ import numpy as np
 from scheduler.call import Call
 from scheduler.config import check_bounds, check_choice
 from scheduler.estimate import Floats, Pool
-from scheduler.latency import Demand
+from scheduler.latency import Demand, Terms
 from scheduler.placement import Options, Placement
 from scheduler.ranking import at_decode, at_prefill, offers, take
 from scheduler.state import ClusterState
@@ -40,7 +40,7 @@ class PrefixAffinity:
     least_share: float = 0.5
     """A cached prefix counts from this share of the prompt on."""
     load: str = "calls"
-    """`calls` outstanding, `tokens` to prefill and to put out, or `seconds` that those are predicted to take."""
+    """`calls` outstanding, `tokens` to prefill and to put out, or `seconds` that all calls there need, in sum."""
     by_speed: bool = True
     """An even share is one by capability; `seconds` are by speed of themselves."""
 
@@ -54,7 +54,7 @@ class PrefixAffinity:
         if not options.allowed.any():
             return None
         pool = options.pool
-        prefill, decode, one = self._loads(pool, demand)
+        prefill, decode, one = self._loads(pool, options.terms, demand)
         load = at_prefill(options, prefill)
         under = options.allowed & (load <= self._limit(options, load) + self.slack * at_prefill(options, one))
         if not under.any():
@@ -88,15 +88,15 @@ class PrefixAffinity:
     def _weighs(self) -> bool:
         return self.by_speed and self.load != "seconds"
 
-    def _loads(self, pool: Pool, demand: Demand) -> tuple[Floats, Floats, Floats]:
+    def _loads(self, pool: Pool, terms: Terms, demand: Demand) -> tuple[Floats, Floats, Floats]:
         """Load of an instance that prefills and of one that only decodes, and what this call would add to the first."""
         if self.load == "calls":
             return np.where(pool.can_decode, pool.batch, pool.queued), pool.batch, np.ones(len(pool.ids))
         if self.load == "tokens":
             one = np.full(len(pool.ids), demand.context_tokens + demand.output_tokens)
             return pool.queued_tokens + pool.remaining, pool.remaining, one
-        own_s = pool.p1 * demand.context_tokens + pool.d1 * demand.output_tokens
-        return pool.queued_work_s + pool.mean_remaining_s, pool.mean_remaining_s, own_s
+        decode_s = pool.mean_remaining_s * pool.batch
+        return pool.queued_work_s + decode_s, decode_s, terms.prefill_s + terms.decode_s
 
     def _limit(self, options: Options, load: Floats) -> Floats:
         """The cap times an even share, per placement."""
