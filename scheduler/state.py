@@ -157,7 +157,7 @@ class ClusterState:
         )
         self._ended.pop(event.request_id, None)
         self.calls[event.request_id] = call
-        self.runs.begin(call, self.now_s, self._alone_s(call, call.forecast().p50_tokens))
+        self.runs.begin(call, self.now_s, self._alone_s(call, self._remaining(call)))
         return call
 
     def hold(self, call: Call) -> None:
