@@ -240,6 +240,13 @@ def parse_scenario(raw: Mapping[str, Any], source: str) -> Scenario:
         raise BadInput(f"{source}: {error}") from None
 
 
+_WORDS: Final = {
+    "Value error, ": "", "Input should be": "must be", "Tuple should have": "must have", " after validation": "",
+    "tuple": "list", "dictionary": "table",
+}  # fmt: skip
+"""The validator's words in those of a TOML file."""
+
+
 def _told(model: type[BaseModel], details: Any) -> str:
     """One complaint: the key, what is wrong with it, and what is allowed."""
     where = ".".join(str(part) for part in details["loc"]) or "the file"
@@ -247,7 +254,9 @@ def _told(model: type[BaseModel], details: Any) -> str:
         return f"{where}: no such key; known are {', '.join(_keys_at(model, details['loc'][:-1]))}"
     if details["type"] == "missing":
         return f"{where}: is missing"
-    text = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    text = details["msg"]
+    for theirs, ours in _WORDS.items():
+        text = text.replace(theirs, ours)
     given = details.get("input")
     return f"{where}: {text}" if isinstance(given, dict) else f"{where}: {text} (given: {given!r:.80})"
 

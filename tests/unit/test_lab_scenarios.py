@@ -165,6 +165,12 @@ def test_a_call_must_fit_where_it_is_prefilled_and_where_it_is_decoded(tmp_path)
         ),
         (FLEET.replace('gpu = "h100"', 'gpu = "h100"\nrole = "decode"').replace("count", 'role = "decode"\ncount')
          + WORKLOAD, "every instance has the role decode; at least one must be prefill or mixed"),
+        ("fleet = 3\n" + WORKLOAD, "fleet: must be a valid list (given: 3)"),
+        ("seeds = []\n" + FLEET + WORKLOAD, "seeds: must have at least 1 item, not 0"),
+        (FLEET + WORKLOAD + "[scheduler]\nspeed_sigma = 99\n", "SchedulerConfig.speed_sigma is 99.0; allowed are 0.0"),
+        (FLEET + WORKLOAD + "[simulation]\nrelay_s = -1\n", "simulation: relay_s is -1.0; expected 0 or more"),
+        (FLEET + WORKLOAD + '[[simulation.faults]]\nat_s = 1\nx = 2\ninstance_id = "h100-1"\nkind = "lost"\n',
+         "simulation.faults.0.x: no such key; known are at_s, instance_id, kind, factor"),
         ("[[[", "not TOML"),
     ],
 )  # fmt: skip
