@@ -87,7 +87,7 @@ def _figures(result: SimulationResult, workload: Workload, busy: Mapping[str, fl
     figures["missed_slowdown_p50"], figures["missed_slowdown_p99"] = (
         quantile(_missed_slowdowns(replay.runs), q) for q in (0.5, 0.99)
     )
-    figures["prefix_hit_share"] = prefix_hit_share(replay.calls)
+    figures["prefix_hit_share"] = prefix_hit_share(replay.calls, result.instances)
     figures["utilisation"] = sum(busy.values()) / len(busy) if busy else None
     figures["output_tokens"] = sum(call.output_tokens for call in replay.calls)
     figures["preemptions"] = sum(use.preemptions for use in result.instances)
@@ -95,11 +95,13 @@ def _figures(result: SimulationResult, workload: Workload, busy: Mapping[str, fl
     return figures
 
 
-def prefix_hit_share(calls: Sequence[CallRecord]) -> float | None:
-    """Prompt tokens that came from a prefix cache / prompt tokens, over calls that ended well and tell both."""
-    known = [call for call in calls if call.ok and call.cached_tokens is not None]
-    prompts = sum(call.prompt_tokens for call in known)
-    return sum(call.cached_tokens or 0 for call in known) / prompts if prompts else None
+def prefix_hit_share(calls: Sequence[CallRecord], uses: Sequence[InstanceUse]) -> float | None:
+    """1 − computed prefill tokens / prompt tokens of all calls: what no instance had to compute.
+
+    Tokens that were computed again, after a preemption or a move, count against it; so it is 0 at the least.
+    """
+    prompts = sum(call.prompt_tokens for call in calls)
+    return max(0.0, 1 - sum(use.prefill_tokens for use in uses) / prompts) if prompts else None
 
 
 def utilisation_by_gpu(uses: Sequence[InstanceUse], busy: Mapping[str, float]) -> dict[str, float]:

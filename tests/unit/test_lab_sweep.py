@@ -166,17 +166,17 @@ def run(number, e2e_s, slo_s=2.0, ok=True):
     )
 
 
-def call(cached, ok=True):
+def call(ok=True):
     return CallRecord(
         request_id="c", run_id="r0", node="n", arrived_s=0.0, first_token_s=0.1, finished_s=1.0, prompt_tokens=100,
-        output_tokens=10, cached_tokens=cached, ok=ok,
+        output_tokens=10, ok=ok,
     )  # fmt: skip
 
 
 def outcome(runs, calls=(), tenants=None):
     replay = replace(made_up_result(runs=0), runs=tuple(runs), calls=tuple(calls), started_s=0.0, finished_s=10.0)
     uses = tuple(
-        InstanceUse(instance_id=name, gpu=gpu, busy_s=busy_s, prefill_tokens=0, cached_tokens=0, output_tokens=0,
+        InstanceUse(instance_id=name, gpu=gpu, busy_s=busy_s, prefill_tokens=50, cached_tokens=0, output_tokens=0,
                     preemptions=2, calls=0)
         for name, gpu, busy_s in (("a-1", "a100", 5.0), ("a-2", "a100", 1.0), ("h-1", "h100", 4.0))
     )  # fmt: skip
@@ -189,7 +189,7 @@ def outcome(runs, calls=(), tenants=None):
 
 
 def test_figures_are_as_defined():
-    found = outcome([run(0, 1.0), run(1, 4.0), run(2, 8.0), run(3, 1.0, ok=False)], [call(80), call(None), call(20)])
+    found = outcome([run(0, 1.0), run(1, 4.0), run(2, 8.0), run(3, 1.0, ok=False)], [call(), call(), call(ok=False)])
     figures = found.figures
     assert (figures["attainment"], figures["failed_runs"], figures["preemptions"]) == (0.25, 1, 6)
     assert (figures["missed_slowdown_p50"], figures["missed_slowdown_p99"]) == (3.0, pytest.approx(3.98))
