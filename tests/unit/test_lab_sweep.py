@@ -256,3 +256,57 @@ def test_shipped_scenarios_of_every_kind_run_through(name):
     file = with_settings(read_scenario(name), {"workload.limit": 40})
     (row,) = run_points(file, ["agentserve"], [1], jobs=1, simulate=fake_simulate, swept=False)
     assert row.outcome.figures["runs"] == 40
+
+
+WHOLE = """
+model = "llama-3.1-8b"
+[[fleet]]
+gpu = "h100"
+role = "prefill"
+[[fleet]]
+gpu = "a100"
+role = "decode"
+slowdown = 1.2
+[[fleet]]
+gpu = "h200"
+kv_capacity_tokens = 60_000
+[workload]
+rate = 4.0
+limit = 24
+arrivals = "hyperexponential"
+tenants = { count = 3 }
+[[workload.parts]]
+generator = "catalog"
+[[workload.parts]]
+trace = "azure-conv"
+take = 200
+[slo]
+rule = "solo_scale_lognormal"
+alpha = 3.0
+[scheduler.migration]
+kv_moves = true
+[simulation]
+report_delay_s = 0.5
+faults = [{ at_s = 2.0, instance_id = "h200-1", kind = "slow", factor = 2.0 }]
+[policies.goodserve]
+max_moves = 1
+"""
+
+
+def test_the_real_simulation_takes_all_that_a_scenario_says_and_repeats_itself(tmp_path):
+    (tmp_path / "whole.toml").write_text(WHOLE)
+    file = read_scenario(str(tmp_path / "whole.toml"))
+
+    def told(jobs):
+        rows = run_points(file, ["goodserve", "agentserve"], [3], jobs=jobs)
+        return [replace(row.outcome, wall_s=0.0) for row in rows]
+
+    one, other = told(1), told(2)
+    assert one == other
+    assert [outcome.policy for outcome in one] == ["goodserve", "agentserve"]
+    for outcome in one:
+        assert outcome.figures["runs"] == 24
+        assert outcome.figures["failed_runs"] == 0
+        assert 0 < outcome.figures["utilisation"] <= 1
+        assert "log-normal" in outcome.slo
+    assert one[0].params == {"max_moves": 1}
