@@ -73,7 +73,7 @@ class GoodServe:
         cached = cached_tokens(pool, demand)
         replay_s = pool.box_p * (demand.context_tokens - cached)
         total_s = pool.box_q + pool.box_d * demand.output_tokens + (replay_s if limits.charge_replay else 0.0)
-        stronger = fits(pool, demand) & pool.can_decode & pool.can_prefill & pool.can_replay
+        stronger = fits(pool, demand) & pool.can_decode & pool.can_replay
         stronger &= pool.capability > pool.capability[source]
         meets = stronger & (limits.margin * total_s <= deadline_s - now_s) & (stay_s - total_s >= limits.min_gain_s)
         row = just_enough(meets, pool.capability, total_s)

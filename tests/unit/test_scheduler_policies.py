@@ -183,6 +183,18 @@ def test_goodserve_serves_a_pool_of_separate_prefill_and_decode_instances() -> N
         )
 
 
+def test_goodserve_moves_late_calls_between_decode_instances() -> None:
+    pool = [
+        spec("p", role=Role.PREFILL, kv_link_bytes_per_s=1e9),
+        spec("d", role=Role.DECODE, kv_link_bytes_per_s=1e9),
+        spec("e", "fast", role=Role.DECODE, kv_link_bytes_per_s=1e9),
+    ]
+    cluster = Cluster("goodserve", *pool)
+    placed = cluster.run(0.0, call("r", prompt_tokens=10, max_tokens=90, target_deadline_s=1.8))
+    assert placed.decode_instance == "d"
+    assert only_move(cluster.progress(1.2, "r", 40)).target == "e"
+
+
 def test_goodserve_without_migration_lets_late_calls_stay() -> None:
     cluster = Cluster("goodserve", *POOL, config=SchedulerConfig(goodserve=GoodServeConfig(migration=False)))
     cluster.run(0.0, call("r", prompt_tokens=10, max_tokens=90, target_deadline_s=1.6))
