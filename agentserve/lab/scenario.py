@@ -76,6 +76,15 @@ class RunSource(_Section):
     repeats: Count = 1
     drawn_start: bool = False
 
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> Self:
+        of_traces, of_generators = {"take", "repeats", "drawn_start"}, {"agents"}
+        if self.generator is not None and (given := sorted(of_traces & self.model_fields_set)):
+            raise ValueError(f"{', '.join(given)} cannot be used with the generator")
+        if self.trace is not None and (given := sorted(of_generators & self.model_fields_set)):
+            raise ValueError(f"{', '.join(given)} cannot be used with a trace")
+        return self
+
 
 class MixedSource(RunSource):
     """One of several sources of a workload; `share` is its share of the runs, against the others'."""

@@ -1,14 +1,27 @@
 """What scenario files may say, and how all else is refused: in one message with file, key and what is allowed."""
 
 import json
+import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from agentserve.errors import BadInput
 from agentserve.lab.fleets import fleet_of, middle_gpu, profiles_of
 from agentserve.lab.loads import check_fits, slo_rule, workload_of
+from agentserve.lab.options import SimulationOptions
 from agentserve.lab.points import base_point, cases_of, points_of, variants_of, with_settings
-from agentserve.lab.scenario import read_scenario, shipped_scenarios
+from agentserve.lab.scenario import (
+    FleetGroup,
+    Load,
+    MixedSource,
+    Scenario,
+    Slo,
+    Tenants,
+    read_scenario,
+    shipped_scenarios,
+)
 from agentserve.lab.workloads import BUNDLED
 from scheduler.events import Role
 from scheduler.policies import policy_names
@@ -165,6 +178,8 @@ def test_a_call_must_fit_where_it_is_prefilled_and_where_it_is_decoded(tmp_path)
         ),
         (FLEET.replace('gpu = "h100"', 'gpu = "h100"\nrole = "decode"').replace("count", 'role = "decode"\ncount')
          + WORKLOAD, "every instance has the role decode; at least one must be prefill or mixed"),
+        (FLEET + WORKLOAD + "agents = { coder = 1 }\n", "workload: agents cannot be used with a trace"),
+        (FLEET + '[workload]\ngenerator = "catalog"\nlimit = 4\ntake = 2\n', "take cannot be used with the generator"),
         ("fleet = 3\n" + WORKLOAD, "fleet: must be a valid list (given: 3)"),
         ("seeds = []\n" + FLEET + WORKLOAD, "seeds: must have at least 1 item, not 0"),
         (FLEET + WORKLOAD + "[scheduler]\nspeed_sigma = 99\n", "SchedulerConfig.speed_sigma is 99.0; allowed are 0.0"),
@@ -402,3 +417,18 @@ def test_every_shipped_scenario_can_be_simulated(name):
     assert all(rule.slo_s(plan) > 0 for plan in workload.plans)
     assert scenario.description
     assert {"coding-hot", "dags-hot", "mooncake", "azure-conv", "coding-bursts", "tenants"} <= set(shipped_scenarios())
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "lab.md"
+
+
+@pytest.mark.parametrize("section", [Scenario, FleetGroup, Load, MixedSource, Tenants, Slo])
+def test_the_page_explains_every_key(section):
+    text = DOCS.read_text()
+    assert [key for key in section.model_fields if not re.search(rf"\b{key}\b", text)] == []
+
+
+def test_the_page_names_every_option_of_a_simulation_and_every_bundled_trace():
+    text = DOCS.read_text()
+    options = [field.name for field in fields(SimulationOptions)]
+    assert [name for name in (*options, *BUNDLED) if f"`{name}`" not in text] == []
