@@ -61,6 +61,10 @@ def aggregated(rows: Sequence[Row]) -> list[Aggregate]:
     return [_together(group) for group in groups.values()]
 
 
+_FROM_RUNS = frozenset({"attainment", "goodput_per_s", "arrival_goodput_per_s"})
+"""Figures in proportion to the attained share, whose interval is known for one seed too."""
+
+
 def _together(rows: Sequence[Row]) -> Aggregate:
     outcomes = tuple(row.outcome for row in rows)
     names = dict.fromkeys(name for outcome in outcomes for name in outcome.figures)
@@ -81,7 +85,7 @@ def _interval(name: str, outcomes: Sequence[Outcome]) -> Interval | None:
     if not values:
         return None
     share = outcomes[0].attainment_interval
-    if len(values) == 1 and share is not None and name in ("attainment", "goodput_per_s"):
+    if len(values) == 1 and share is not None and name in _FROM_RUNS:
         attained = outcomes[0].figures["attainment"]
         # Goodput is the attained share times what would be the goodput if all attained.
         factor = 1.0 if name == "attainment" else (values[0] / attained if attained else 0.0)

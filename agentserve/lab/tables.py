@@ -38,6 +38,7 @@ def _pair(name: str, digits: int, unit: str, factor: float = 1.0) -> Callable[[A
 COLUMNS: Final[Sequence[Column]] = (
     ("attainment", lambda one: with_interval(one.figures["attainment"], 1, " %", 100)),
     ("goodput/s", lambda one: goodput_text(one.figures["goodput_per_s"])),
+    ("of arrivals/s", lambda one: goodput_text(one.figures["arrival_goodput_per_s"])),
     ("run p50 / p99", _pair("run_e2e", 1, " s")),
     ("missed p99", lambda one: number_text(one.mean("missed_slowdown_p99"), 1, " ×")),
     ("TTFT p50 / p99", _pair("ttft", 2, " s")),
@@ -53,7 +54,7 @@ COLUMNS: Final[Sequence[Column]] = (
 
 _NARROW: Final = frozenset({"attainment", "goodput/s", "missed p99", "hits", "moves/splits"})
 """Columns of a terminal that is too narrow for all of them."""
-WIDE_CHARS: Final = 150
+WIDE_CHARS: Final = 165
 
 
 def point_tables(aggregates: Sequence[Aggregate], width_chars: int = WIDE_CHARS) -> Iterator[Table]:

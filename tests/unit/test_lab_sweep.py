@@ -192,6 +192,7 @@ def test_figures_are_as_defined():
     found = outcome([run(0, 1.0), run(1, 4.0), run(2, 8.0), run(3, 1.0, ok=False)], [call(), call(), call(ok=False)])
     figures = found.figures
     assert (figures["attainment"], figures["failed_runs"], figures["preemptions"]) == (0.25, 1, 6)
+    assert (figures["goodput_per_s"], figures["arrival_goodput_per_s"]) == (1 / 10, 1 / 3)
     assert (figures["missed_slowdown_p50"], figures["missed_slowdown_p99"]) == (3.0, pytest.approx(3.98))
     assert figures["prefix_hit_share"] == 0.5
     assert figures["output_tokens"] == 30
@@ -203,7 +204,14 @@ def test_figures_are_as_defined():
 
 def test_figures_that_cannot_be_formed_are_unknown():
     figures = outcome([]).figures
-    for name in ("attainment", "goodput_per_s", "missed_slowdown_p99", "prefix_hit_share", "tenant_attainment_min"):
+    for name in (
+        "attainment",
+        "goodput_per_s",
+        "arrival_goodput_per_s",
+        "missed_slowdown_p99",
+        "prefix_hit_share",
+        "tenant_attainment_min",
+    ):
         assert figures[name] is None
     assert outcome([]).attainment_interval is None
 
