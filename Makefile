@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench engines-env engines-test engines-lock lock clean
+.PHONY: help demo test test-fast check format bench engines-env engines-test engines-lock validate lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,9 +75,24 @@ engines-lock: $(BIN)/uv  ## pin the engines anew from requirements/engines.in
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-package torch --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --excludes requirements/engines-excludes.txt requirements/engines.in -o requirements/engines.txt
 
+# Dynamo's replay is compared with ours; its wheels bring what an offline replay needs but for numpy and typing-extensions.
+DYNAMO := .venv-dynamo
+
+$(DYNAMO)/.installed: | $(BIN)/uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(DYNAMO)
+	$(BIN)/uv pip install --quiet --python $(DYNAMO)/bin/python --no-deps ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1 \
+	  typing-extensions==4.16.0 numpy==2.4.6
+	@touch $@
+
+validate: $(VENV)/.dev $(DYNAMO)/.installed  ## the simulator against measured GPUs, Dynamo's replay and a live cluster; about 10 minutes, best on an idle machine
+	$(BIN)/python -m benchmarks.validate.engine_times
+	$(BIN)/python -m benchmarks.validate.against_dynamo
+	$(BIN)/python -m benchmarks.validate.live
+	$(BIN)/python -m benchmarks.validate.sensitivity coding-hot --policies round_robin,prefix_affinity,agentserve --limit 200
+
 lock: $(BIN)/uv  ## pin every dependency anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements/run.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras --group dev --constraint requirements/run.txt pyproject.toml -o requirements/dev.txt
 
 clean:  ## remove the environment and everything that was generated
-	rm -rf $(VENV) $(ENGINES) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(ENGINES) $(DYNAMO) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
