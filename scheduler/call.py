@@ -43,6 +43,10 @@ class Seat:
     window_from_s: float = 0.0
     window_tokens: int = 0
     window_profile_s: float = 0.0
+    stake: float = 0.0
+    """What its run loses of its chance per second of delay, as last taken."""
+    stake_tokens: float = 0.0
+    """The same per second by which a token is slowed."""
 
     @property
     def is_split(self) -> bool:

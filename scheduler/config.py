@@ -72,6 +72,8 @@ class EstimateConfig:
     """Part of an observed time to first token that is neither queue nor prefill (HTTP, relay)."""
     black_box_alpha: float = 0.2
     """EMA weight of GoodServe's q, p and d."""
+    draw_memory_s: float = 60.0
+    """How long the calls that came to an instance tell what will come."""
     pair_retry_s: float = 60.0
     """How long no split is formed of two instances between which KV did not pass, while there is another way."""
 
@@ -87,6 +89,7 @@ class EstimateConfig:
             window_tokens=(1, 1_000_000),
             overhead_s=(0.0, 10.0),
             black_box_alpha=(0.001, 1.0),
+            draw_memory_s=(0.1, 86400.0),
             pair_retry_s=(0.0, 86400.0),
         )
 
@@ -205,7 +208,7 @@ class SchedulerConfig:
     """Failed attempts after which a call is refused."""
     speed_sigma: float = 0.15
     """Standard deviation of ln(time) that the latency model leaves unexplained."""
-    waiting_tries: int = 8
+    waiting_tries: int = 2
     """Waiting calls that are asked about whenever capacity may have come free."""
     explained_candidates: int = 3
     """Losing candidates listed in a decision's reason."""

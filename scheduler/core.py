@@ -24,6 +24,7 @@ from scheduler.events import (
     RequestCancelled,
     RequestFailed,
     RequestFinished,
+    RunEnded,
     Woke,
 )
 from scheduler.frozen import builder
@@ -53,6 +54,7 @@ class Scheduler:
         self._evacuator = policy if isinstance(policy, Evacuator) else None
         self._balancer = policy if isinstance(policy, Balancer) else None
         self._state = ClusterState(config, profiles, seed)
+        self._state.weighs_stakes = getattr(policy, "weighs_stakes", False)
         self._handlers: dict[type, Callable[[Any, float], list[Decision]]] = {
             InstanceJoined: self._joined,
             InstanceReported: self._reported,
@@ -66,6 +68,7 @@ class Scheduler:
             RequestFinished: self._finished,
             RequestFailed: self._failed,
             RequestCancelled: self._cancelled,
+            RunEnded: self._run_ended,
             MigrationRefused: self._migration_refused,
             Woke: self._woke,
         }
@@ -193,6 +196,10 @@ class Scheduler:
             return freed
         reason = self._explain(call, "the client or the run no longer wants it")
         return [Cancel(cause_id=event.event_id, request_id=call.request_id, reason=reason), *freed]
+
+    def _run_ended(self, event: RunEnded, now_s: float) -> list[Decision]:
+        self._state.end_run(event.run_id, succeeded=event.succeeded)
+        return []
 
     def _migration_refused(self, event: MigrationRefused, now_s: float) -> list[Decision]:
         call = self._state.live_call(event.request_id)

@@ -6,6 +6,7 @@ observed to predicted times: an EMA per instance, shrunk to the EMA of its GPU t
 """
 
 from bisect import bisect_left
+from math import exp
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +87,13 @@ class Pool:
     """GoodServe's black box: queue wait in seconds, prefill and decode seconds per token, EMA."""
     box_p: Floats
     box_d: Floats
+    stake: Floats
+    """Chance of ending in time that the runs of calls here lose per second of delay, in sum (stakes.py)."""
+    stake_tokens: Floats
+    """The same per second by which every one of their tokens is slowed."""
+    draw: Floats
+    """`stake_tokens` of the calls that came here lately, decayed: what calls to come stand to lose here."""
+    draw_at_s: Floats
     batch: Floats
     """Derived: calls that decode or will decode here, ours and others'."""
     chunk_base_s: Floats
@@ -265,10 +273,27 @@ class Pool:
         self._dirty.add(row)
         (self.running if is_running else self.bound)[row] -= 1.0
         if self.running[row] + self.bound[row] <= 0.0:
-            self.kv_own[row] = self.remaining[row] = 0.0
+            self.kv_own[row] = self.remaining[row] = self.stake[row] = self.stake_tokens[row] = 0.0
         else:
             self.kv_own[row] -= tokens
             self.remaining[row] = max(float(self.remaining[row]) - remaining, 0.0)
+
+    def restake(self, row: int, stake: float, stake_tokens: float) -> None:
+        """What residents stand to lose changed."""
+        self.stake[row] = max(self.stake.item(row) + stake, 0.0)
+        self.stake_tokens[row] = max(self.stake_tokens.item(row) + stake_tokens, 0.0)
+
+    def draw_more(self, row: int, stake_tokens: float, now_s: float) -> None:
+        """A call came here that stands to lose so much."""
+        kept = exp((self.draw_at_s.item(row) - now_s) / self.config.draw_memory_s)
+        self.draw[row] = self.draw.item(row) * kept + stake_tokens
+        self.draw_at_s[row] = now_s
+
+    def draw_per_s(self, now_s: float) -> Floats:
+        """What the calls that come here stand to lose, per second of coming and second by which a token is slowed."""
+        memory_s = self.config.draw_memory_s
+        rate: Floats = self.draw * np.exp((self.draw_at_s - now_s) / memory_s) / memory_s
+        return rate
 
     # What others say and what was seen
 

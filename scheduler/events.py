@@ -182,6 +182,15 @@ class RequestCancelled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """A run is over; of those that succeeded it is learned how long runs go on after each of their calls."""
+
+    event_id: str
+    run_id: str
+    succeeded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationRefused:
     """The driver could not carry out a Migrate; the call goes on where it was."""
 
@@ -210,6 +219,7 @@ Event = (
     | RequestFinished
     | RequestFailed
     | RequestCancelled
+    | RunEnded
     | MigrationRefused
     | Woke
 )

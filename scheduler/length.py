@@ -37,10 +37,13 @@ class LengthDistribution:
     """p10, p50 and p90 of a call that has put out nothing yet."""
     unlimited: LengthForecast = field(init=False)
     """The same as a forecast: what most calls get, made once."""
+    spread: tuple[float, ...] = field(init=False)
+    """Eight equally likely lengths of such a call."""
 
     def __post_init__(self) -> None:
         quantiles = p10, p50, p90 = tuple(self.quantile(share) for share in (0.1, 0.5, 0.9))
         object.__setattr__(self, "quantiles", quantiles)
+        object.__setattr__(self, "spread", tuple(self.quantile((2 * i + 1) / 16) for i in range(8)))
         object.__setattr__(self, "unlimited", LengthForecast(p10, p50, p90, self.source))
 
     def below(self, tokens: float) -> float:
@@ -84,19 +87,21 @@ class _Histogram:
     seen: int = 0
 
 
-class LengthModel:
-    """Learns lengths of ended calls and predicts those of new ones; bounded by `max_keys` histograms."""
+class QuantityModel:
+    """Learns a quantity (tokens, or a time in small units) under keys from the widest to the narrowest.
 
-    def __init__(self, config: LengthConfig) -> None:
+    Bounded by `max_keys` histograms.
+    """
+
+    def __init__(self, config: LengthConfig, prior_median: float, prior_sigma: float) -> None:
         self._config = config
         self._keep = 0.5 ** (1.0 / config.half_life_samples)
-        self._prior = _lognormal(config.prior_median_tokens, config.prior_sigma)
+        self._prior = _lognormal(prior_median, prior_sigma)
         self._histograms: dict[Key, _Histogram] = {}
         self._cache: dict[Key, tuple[LengthDistribution, int, int]] = {}
 
-    def distribution(self, workflow: str, node: str, model: str, prompt_tokens: int) -> LengthDistribution:
-        """What is known of the output length of such calls."""
-        keys = _keys(workflow, node, model, prompt_tokens)
+    def distribution(self, keys: tuple[Key, ...]) -> LengthDistribution:
+        """What is known of the quantity under the narrowest of `keys`."""
         cached = self._cache.get(keys[-1])
         own, widest = self._seen(keys[-1]), self._seen(keys[0])
         if cached is not None:
@@ -109,10 +114,10 @@ class LengthModel:
         self._cache[keys[-1]] = (found, own, widest)
         return found
 
-    def observe(self, workflow: str, node: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
-        """Learn from one ended call."""
-        bucket = min(floor(PER_DOUBLING * log2(max(output_tokens * self._config.bias, 1.0))), BUCKETS - 1)
-        for key in _keys(workflow, node, model, prompt_tokens):
+    def observe(self, keys: tuple[Key, ...], value: float) -> None:
+        """Learn from one value; below 1 counts as 1."""
+        bucket = min(floor(PER_DOUBLING * log2(max(value, 1.0))), BUCKETS - 1)
+        for key in keys:
             histogram = self._histograms.pop(key, None) or _Histogram(np.zeros(BUCKETS))
             self._histograms[key] = histogram
             histogram.counts *= self._keep
@@ -121,7 +126,7 @@ class LengthModel:
             histogram.seen += 1
         while len(self._histograms) > self._config.max_keys:
             del self._histograms[next(iter(self._histograms))]
-        self.distribution(workflow, node, model, prompt_tokens)  # built now, not while the next call waits for it
+        self.distribution(keys)  # built now, not while the next call waits for it
 
     def _seen(self, key: Key) -> int:
         histogram = self._histograms.get(key)
@@ -137,6 +142,22 @@ class LengthModel:
                 source = f"{key[0]}, {histogram.total:.0f} calls"
         cdf = np.concatenate(([0.0], np.cumsum(shares)))
         return LengthDistribution(cdf=tuple((cdf / cdf[-1]).tolist()), source=source)
+
+
+class LengthModel:
+    """Learns lengths of ended calls and predicts those of new ones."""
+
+    def __init__(self, config: LengthConfig) -> None:
+        self._bias = config.bias
+        self._lengths = QuantityModel(config, config.prior_median_tokens, config.prior_sigma)
+
+    def distribution(self, workflow: str, node: str, model: str, prompt_tokens: int) -> LengthDistribution:
+        """What is known of the output length of such calls."""
+        return self._lengths.distribution(_keys(workflow, node, model, prompt_tokens))
+
+    def observe(self, workflow: str, node: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Learn from one ended call."""
+        self._lengths.observe(_keys(workflow, node, model, prompt_tokens), output_tokens * self._bias)
 
 
 def _keys(workflow: str, node: str, model: str, prompt_tokens: int) -> tuple[Key, ...]:

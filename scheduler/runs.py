@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from scheduler.call import Call
 
+MAX_MARKS = 512
+"""Calls of one run from which rests are learned."""
+
 
 class _Begun(NamedTuple):
     """What preceded a live call in its run, in the longest chain of ended calls, and what it needs alone itself."""
@@ -23,6 +26,9 @@ class RunFacts:
     """One run as seen so far."""
 
     first_seen_s: float
+    workflow: str = ""
+    slo_s: float | None = None
+    """From its first call to its deadline."""
     live_calls: int = 0
     ended_calls: int = 0
     last_ended_s: float | None = None
@@ -46,6 +52,20 @@ class RunFacts:
     """Where the call with its longest prompt was last dispatched to decode."""
     home_tokens: int = 0
     live: dict[str, _Begun] = field(default_factory=dict)
+    visits: dict[str, int] = field(default_factory=dict)
+    """Calls begun, by node."""
+    marks: list["Mark"] = field(default_factory=list)
+    """What is to be learned of its ended calls once the run ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A call that ended: the how many-th of its node, when, and what the run had waited until then."""
+
+    node: str
+    visit: int
+    ended_s: float
+    waited_s: float
 
 
 class Runs:
@@ -81,9 +101,12 @@ class Runs:
         run_id = call.arrived.run_id
         facts = self._runs.get(run_id)
         if facts is None:
-            facts = self._runs[run_id] = RunFacts(now_s)
+            deadline_s = call.arrived.run_deadline_s
+            slo_s = None if deadline_s is None or deadline_s <= now_s else deadline_s - now_s
+            facts = self._runs[run_id] = RunFacts(now_s, call.arrived.workflow, slo_s)
             self._forget()
         facts.live_calls += 1
+        facts.visits[call.arrived.node] = facts.visits.get(call.arrived.node, 0) + 1
         facts.live[call.request_id] = _Begun(facts.busy_path_s, facts.alone_path_s, alone_s)
         self._runs.move_to_end(run_id)
 
@@ -116,8 +139,18 @@ class Runs:
                 busy_s = prefill_s + now_s - seat.first_token_s
         facts.busy_s += busy_s
         facts.waited_s += now_s - call.arrived_s - busy_s
+        if len(facts.marks) < MAX_MARKS:
+            node = call.arrived.node
+            facts.marks.append(Mark(node, facts.visits[node], now_s, facts.waited_s))
         facts.busy_path_s = max(facts.busy_path_s, begun.after_busy_s + busy_s)
         facts.alone_path_s = max(facts.alone_path_s, begun.after_alone_s + alone_s)
+
+    def close(self, run_id: str) -> RunFacts | None:
+        """A run is over: forget it; None if it was not known."""
+        facts = self._runs.get(run_id)
+        if facts is None or facts.live_calls:
+            return None
+        return self._runs.pop(run_id)
 
     def _forget(self) -> None:
         if len(self._runs) <= self._limit:

@@ -17,12 +17,13 @@ from scheduler.length import LengthModel
 from scheduler.placement import Move, Placement
 from scheduler.profiles.profile import GpuProfile
 from scheduler.recent import Recent
+from scheduler.rest import RestModel
 from scheduler.runs import Runs
+from scheduler.speeds import close_window, met_an_idle_queue, observe_first_token, observe_prefill
+from scheduler.stakes import rest_after, stake
 from scheduler.waiting import WaitingRoom
 
 Profiles = Callable[[str, str], GpuProfile]
-_IDLE_QUEUE_SHARE = 0.1
-"""A prefill that was to wait less than this share of its own time tells the instance's prefill speed."""
 
 
 class ClusterState:
@@ -33,6 +34,7 @@ class ClusterState:
         self.profiles = profiles
         self.random = Random(seed)  # noqa: S311  # reproducible draws for policies, no secret
         self.lengths = LengthModel(config.length)
+        self.rests = RestModel(config.length)
         self.pools: dict[str, Pool] = {}
         self.model_of: dict[str, str] = {}
         self.calls: dict[str, Call] = {}
@@ -43,6 +45,8 @@ class ClusterState:
         self.runs = Runs(config.max_ended)
         self.recent = Recent()
         self.alone = Alone()
+        self.weighs_stakes = False
+        """Whether the policy reads `Pool.stake`: keeping it costs time."""
         self.moving = 0
         self.now_s = 0.0
         self.epoch_s: float | None = None
@@ -194,8 +198,8 @@ class ClusterState:
         pool = self.pool_of(call)
         # The one step before a KV move waits for its stream to be stopped: it tells nothing of prefill speed.
         is_step = call.state is CallState.MOVING
-        if not is_step and seat.predicted_queue_s <= _IDLE_QUEUE_SHARE * seat.predicted_prefill_s:
-            self._observe_prefill(call, pool, seat)
+        if not is_step and met_an_idle_queue(seat):
+            observe_prefill(call, pool, seat, self.config.estimate, self.now_s)
         self._leave_queue(call, pool, seat)
 
     def first_token(self, call: Call, cached_tokens: int | None) -> None:
@@ -217,7 +221,7 @@ class ClusterState:
             seat.cached_tokens = float(cached_tokens)
         if seat.is_queued:
             if not is_kv_move:
-                self._observe_first_token(call, pool, seat)
+                observe_first_token(call, pool, seat, self.config.estimate, self.now_s)
             self._leave_queue(call, pool, seat)
         if seat.is_bound:
             pool.start(pool.row[seat.decode])
@@ -237,7 +241,7 @@ class ClusterState:
             seat.window_tokens += tokens
             seat.window_profile_s += tokens * pool.profile_step_s(row)
             if seat.window_tokens >= self.config.estimate.window_tokens:
-                self._close_window(pool, seat)
+                close_window(pool, seat, self.now_s)
         remaining = seat.remaining - tokens
         if remaining < 1.0:
             remaining = self._remaining(call)
@@ -254,6 +258,13 @@ class ClusterState:
             pool = self.pool_of(call)
             pool.grow(pool.row[seat.decode], 0.0, remaining - seat.remaining)
             seat.remaining = remaining
+            self._take_stake(call, pool, seat)
+
+    def end_run(self, run_id: str, *, succeeded: bool) -> None:
+        """Forget a run; learn what was left of it after each of its calls."""
+        facts = self.runs.close(run_id)
+        if facts is not None and succeeded:
+            self.rests.learn(facts, self.now_s)
 
     def move_deadlines(self, call: Call, target_s: float | None, latest_s: float | None) -> None:
         """Take in new deadlines; they are checked at the next occasion."""
@@ -308,7 +319,7 @@ class ClusterState:
         if seat is not None and seat.is_bound and seat.first_token_s is not None:
             self.progress(call, output_tokens)
             if seat.window_tokens > 0:
-                self._close_window(self.pool_of(call), seat)
+                close_window(self.pool_of(call), seat, self.now_s)
         event = call.arrived
         self.lengths.observe(event.workflow, event.node, event.model, event.prompt_tokens, output_tokens)
         self.recent.answered(event.model, output_tokens)
@@ -345,6 +356,8 @@ class ClusterState:
         seat.work_s = placement.prefill_s
         self._enqueue(call, pool, seat)
         self._bind(call, pool, seat)
+        if self.weighs_stakes:
+            pool.draw_more(pool.row[seat.decode], seat.stake_tokens, self.now_s)
         self.recent.seated(placement, call.context_tokens, self.now_s)
         event = call.arrived
         pool.mean_prompt_tokens += 0.02 * (event.prompt_tokens - pool.mean_prompt_tokens)
@@ -363,6 +376,19 @@ class ClusterState:
         pool.bind(pool.row[seat.decode], seat.kv_tokens, seat.remaining)
         pool.residents[seat.decode][call.request_id] = None
         seat.is_bound = True
+        seat.stake = seat.stake_tokens = 0.0
+        self._take_stake(call, pool, seat)
+
+    def _take_stake(self, call: Call, pool: Pool, seat: Seat) -> None:
+        """Note what the call's run loses by delay where it decodes."""
+        deadline_s = call.arrived.run_deadline_s
+        if not self.weighs_stakes or deadline_s is None:
+            return
+        row, facts = pool.row[seat.decode], self.runs.of(call)
+        rest = rest_after(call, facts, self.rests, self.now_s, self._alone_s(call, seat.remaining))
+        per_s = stake(rest, deadline_s - self.now_s, pool.step_s(row), seat.remaining)
+        pool.restake(row, per_s - seat.stake, per_s * seat.remaining - seat.stake_tokens)
+        seat.stake, seat.stake_tokens = per_s, per_s * seat.remaining
 
     def _recharge(self, call: Call, pool: Pool, instance_id: str) -> None:
         """Charge a resident again to an instance that announced itself anew."""
@@ -391,7 +417,9 @@ class ClusterState:
             self._leave_queue(call, pool, seat)
         if seat.is_bound:
             is_running = seat.first_token_s is not None
-            pool.unbind(pool.row[seat.decode], seat.kv_tokens, seat.remaining, is_running=is_running)
+            row = pool.row[seat.decode]
+            pool.restake(row, -seat.stake, -seat.stake_tokens)
+            pool.unbind(row, seat.kv_tokens, seat.remaining, is_running=is_running)
             del pool.residents[seat.decode][call.request_id]
             seat.is_bound = False
 
@@ -408,32 +436,6 @@ class ClusterState:
         limit = call.arrived.max_tokens
         length = call.distribution.quantile(0.5, call.emitted) if call.emitted else call.distribution.quantiles[1]
         return max((length if limit is None else min(length, limit)) - call.emitted, 1.0)
-
-    def _observe_first_token(self, call: Call, pool: Pool, seat: Seat) -> None:
-        row = pool.row[seat.prefill]
-        waited_s = max(self.now_s - seat.dispatched_s, 1e-6)
-        fresh = max(call.arrived.prompt_tokens - seat.cached_tokens, 1.0)
-        if seat.predicted_queue_s <= _IDLE_QUEUE_SHARE * seat.predicted_prefill_s:
-            pool.observe_black_box("box_p", row, waited_s / fresh)
-            pool.observe_black_box("box_q", row, 0.0)
-            if not seat.is_split:
-                self._observe_prefill(call, pool, seat)
-        else:
-            pool.observe_black_box("box_q", row, max(waited_s - float(pool.box_p[row]) * fresh, 0.0))
-
-    def _observe_prefill(self, call: Call, pool: Pool, seat: Seat) -> None:
-        row = pool.row[seat.prefill]
-        fresh = max(call.context_tokens - seat.cached_tokens, 1.0)
-        observed_s = self.now_s - seat.dispatched_s - self.config.estimate.overhead_s
-        pool.observe_prefill(row, max(observed_s, 1e-6), pool.profile_prefill_s(row, fresh, seat.cached_tokens))
-
-    def _close_window(self, pool: Pool, seat: Seat) -> None:
-        row = pool.row[seat.decode]
-        observed_s = self.now_s - seat.window_from_s
-        if seat.window_profile_s > 0.0 and observed_s > 0.0:
-            pool.observe_decode(row, observed_s, seat.window_profile_s)
-            pool.observe_black_box("box_d", row, observed_s / seat.window_tokens)
-        seat.window_from_s, seat.window_tokens, seat.window_profile_s = self.now_s, 0, 0.0
 
 
 def _remember(ids: dict[str, None], name: str, limit: int) -> None:

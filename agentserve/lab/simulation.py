@@ -170,6 +170,7 @@ class _Simulation:
 
     def _run_ended(self, record: RunRecord) -> None:
         self.runs_ended.append(record)
+        self.calls.run_ended(record.run_id, succeeded=record.succeeded)
         progress = self._progress
         progress.runs_done += 1
         progress.runs_attained += record.attained is True

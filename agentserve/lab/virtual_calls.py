@@ -224,6 +224,10 @@ class VirtualCalls:
             self._conclude(call, ok=False)
             self._feed(events.RequestCancelled(event_id=self._id(), request_id=request_id))
 
+    def run_ended(self, run_id: str, *, succeeded: bool) -> None:
+        """A run is over."""
+        self._feed(events.RunEnded(event_id=self._id(), run_id=run_id, succeeded=succeeded))
+
     # What engines say
 
     def first_token(self, instance_id: str, attempt_id: str, cached_tokens: int) -> None:

@@ -76,7 +76,7 @@ def test_histograms_are_bounded() -> None:
     model = LengthModel(LengthConfig(max_keys=8))
     for i in range(50):
         model.observe("w", f"n{i}", "m", 100, 10**9)
-    assert len(model._histograms) == 8
+    assert len(model._lengths._histograms) == 8
     assert len(model.distribution("w", "n49", "m", 100).cdf) == BUCKETS + 1
 
 

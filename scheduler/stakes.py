@@ -1,0 +1,61 @@
+"""How much does a run stand to lose by a delay? The chance that it ends within its SLO, and how fast that falls.
+
+With `left` the time to the run's deadline, a call that begins to put out tokens after `ready` and then takes `step` for
+each of L gives its run the chance
+
+    V = E over L of P(rest ≤ left - ready - step·L)
+
+where `rest` is what the run has to do after the call (rest.py). L takes a few equally likely values: those of the
+length distribution, or for a running call a spread around the median of what remains. What a second is worth at the
+margin is (V(left) - V(left - δ))/δ, with δ a tenth of what is left: a run that is lost, or safe, loses nothing by it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.call import Call
+from scheduler.estimate import Floats
+from scheduler.rest import Rest, RestModel
+from scheduler.runs import RunFacts
+
+SPREAD = np.array([0.35, 0.75, 1.15, 1.9])
+"""Equally likely multiples of the median of what a running call still puts out."""
+_DELTA_SHARE = 0.1
+_LEAST_DELTA_S = 0.2
+_MOST_DELTA_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Per placement: the chance that the run ends in time, and what it loses of it per second of delay."""
+
+    chance: Floats
+    per_s: Floats
+
+
+def rest_after(call: Call, facts: RunFacts, rests: RestModel, now_s: float, alone_s: float) -> Rest:
+    """What the call's run has to do after it; `alone_s` is what the call itself takes alone."""
+    arrived = call.arrived
+    waits_s = 0.0 if call.attempt else now_s - call.arrived_s
+    served_s = now_s - facts.first_seen_s - facts.waited_s - waits_s + alone_s
+    return rests.rest(arrived.workflow, arrived.node, facts.visits.get(arrived.node, 1), facts.slo_s, served_s)
+
+
+def outcome(rest: Rest, left_s: float, ready_s: Floats, step_s: Floats, lengths: Floats) -> Outcome:
+    """Chances for many placements (first axis of what comes out) over the likely lengths."""
+    times_s = left_s - ready_s[:, None] - step_s[:, None] * lengths[None, :]
+    delta_s = min(max(_DELTA_SHARE * left_s, _LEAST_DELTA_S), _MOST_DELTA_S)
+    both = rest.chances(np.concatenate((times_s, times_s - delta_s))).mean(axis=1)
+    chance = both[: len(ready_s)]
+    return Outcome(chance, (chance - both[len(ready_s) :]) / delta_s)
+
+
+def stake(rest: Rest, left_s: float, step_s: float, remaining_tokens: float) -> float:
+    """What a running call's run loses per second of delay where it is; 0 once its deadline has passed."""
+    if left_s <= 0.0:
+        return 0.0
+    delta_s = min(max(_DELTA_SHARE * left_s, _LEAST_DELTA_S), _MOST_DELTA_S)
+    times_s = left_s - SPREAD * (remaining_tokens * step_s)
+    both = rest.chances(np.concatenate((times_s, times_s - delta_s)))
+    return float(both[: len(SPREAD)].mean() - both[len(SPREAD) :].mean()) / delta_s
