@@ -1,10 +1,10 @@
 """Does Dynamo's offline replay tell the same of a trace as our simulator? The Mooncake slice, round robin, equal GPUs.
 
-    python -m benchmarks.validate.against_dynamo [--rows N] [--instances N] [--keep-terms] [--python PYTHON]
+    python -m benchmarks.validate.against_dynamo [--rows N] [--instances N] [--keep p0 p2] [--python PYTHON]
 
 Both get the step times of Llama-3.1-8B on H100 as near as Dynamo's form (prefill time by new tokens, decode time by KV
 tokens and mean context) allows: without p0, which ours adds to prefill-only steps alone, and without p2, since Dynamo's
-has no term for the cached prefix. `--keep-terms` leaves both in. KV blocks are the trace's, 512 tokens. `make validate`
+has no term for the cached prefix. `--keep` leaves them in. KV blocks are the trace's, 512 tokens. `make validate`
 installs the wheels (ai-dynamo and ai-dynamo-runtime, with --no-deps) into an environment of their own.
 """
 
@@ -38,11 +38,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--instances", type=int, default=4)
     parser.add_argument("--python", type=Path, default=ROOT / ".venv-dynamo" / "bin" / "python")
-    parser.add_argument("--keep-terms", action="store_true")
+    parser.add_argument("--keep", nargs="*", choices=("p0", "p2"), default=())
     given = parser.parse_args()
     profile = load_profile(GPU, MODEL)
-    if not given.keep_terms:
-        profile = replace(profile, prefill_base_s=0.0, prefill_per_token2_s=0.0)
+    if "p0" not in given.keep:
+        profile = replace(profile, prefill_base_s=0.0)
+    if "p2" not in given.keep:
+        profile = replace(profile, prefill_per_token2_s=0.0)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.jsonl"
         trace.write_bytes(b"".join(gzip.decompress(TRACE.read_bytes()).splitlines(keepends=True)[: given.rows]))
