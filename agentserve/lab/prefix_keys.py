@@ -27,12 +27,16 @@ def prompt_keys(plan: RunPlan, step: StepPlan, block_tokens: int) -> tuple[int, 
     if not count:
         return ()
     space = step.block_space or plan.session_id
-    if step.block_tokens == block_tokens:
-        return _aligned(space, step.blocks, count)
-    ends = np.ceil(np.arange(1, count + 1) * (block_tokens / step.block_tokens) - 1e-9).astype(np.int64)
+    # Blocks longer than the engine's are cut into parts, so that every key stands for text of its own.
+    parts = max(1, ceil(step.block_tokens / block_tokens))
+    blocks = step.blocks if parts == 1 else [(first * parts, length * parts) for first, length in step.blocks]
+    part_tokens = step.block_tokens / parts
+    if part_tokens == block_tokens:
+        return _aligned(space, blocks, count)
+    ends = np.ceil(np.arange(1, count + 1) * (block_tokens / part_tokens) - 1e-9).astype(np.int64)
     keys = np.empty(count, dtype=np.int64)
     at, done, key = 0, 0, _seed(space)
-    for first, length in step.blocks:
+    for first, length in blocks:
         base = hash((key, first)) & _MASK
         upto = int(np.searchsorted(ends, at + length, side="right"))
         keys[done:upto] = base + (ends[done:upto] - at)
