@@ -87,6 +87,14 @@ class Call:
         """Prompt and what was put out so far: what another instance would have to prefill."""
         return self.arrived.prompt_tokens + self.emitted
 
+    @property
+    def deadline_s(self) -> float | None:
+        """Past which its run misses its SLO; of a call that names no run's deadline, its own latest or target one."""
+        for deadline_s in (self.arrived.run_deadline_s, self.latest_deadline_s, self.target_deadline_s):
+            if deadline_s is not None:
+                return deadline_s
+        return None
+
     def forecast(self) -> LengthForecast:
         """The whole output length, given what was put out so far."""
         return self.distribution.forecast(self.arrived.max_tokens, self.emitted)

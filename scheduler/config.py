@@ -160,22 +160,38 @@ class GoodServeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentServeConfig:
-    """Prices of our policy, all in seconds of somebody's delay."""
+    """Prices of our policy: chances of runs to end in time, and seconds of somebody's delay."""
 
+    second_price: float = 0.001
+    """Price of a second of anybody's delay, in runs: what decides where no run's chance is at stake."""
+    resident_weight: float = 1.0
+    """Weight of what the runs of resident calls lose of their chances."""
+    coming_weight: float = 1.5
+    """Weight of what runs of calls to come lose; above 1, since a delay is passed on to those after."""
+    queue_weight: float = 2.0
+    """The same for what they lose by waiting behind its prefill."""
+    late_moves: bool = True
+    """Move late calls where that pays."""
+    life_weight: float = 0.7
+    """A new run waits while its chance is below this times what it costs others over all its calls; 0: none waits."""
+    busy_share: float = 0.5
+    """Share of a run's rest that is spent in calls, tools taking the other."""
+    lost_chance: float = 0.02
+    """Below this chance to end in time a run counts as lost and gives way."""
+    lost_loss: float = 0.02
+    """What others may lose by a lost run's call without it having to wait."""
+    lost_wait_s: float = 5.0
+    """How long the calls of a lost run wait for others in all, besides `lost_wait_slos`."""
+    lost_wait_slos: float = 1.0
+    """And as many times its SLO."""
     social_weight: float = 1.0
     """Price of one second of delay caused to a resident call, against one second of the call's own."""
     prefix_weight: float = 0.5
     """Price of a second of prefill that evicted prefixes will have to repeat."""
     kv_weight: float = 4.0
     """Price in seconds of filling the last of the KV cache; grows with the square above 80 % use."""
-    safe_chance: float = 0.95
-    """From this chance on a placement counts as meeting its deadline."""
-    lost_chance: float = 0.02
-    """Below this best chance of the latest deadline a run counts as lost and gives way."""
-    lost_own_weight: float = 0.1
-    """Weight of its own finish in the price of a call whose run is lost."""
-    split_gain_share: float = 0.1
-    """A prefill/decode split must be this much cheaper than the best colocated placement."""
+    split_gain_share: float = 0.5
+    """A prefill/decode split is weighed where it is this much quicker than the best colocated placement."""
     split_candidates: int = 4
     """Best prefill and best decode instances from which pairs are formed."""
     best_effort_slack_s: float = 120.0
@@ -184,12 +200,19 @@ class AgentServeConfig:
     def __post_init__(self) -> None:
         check_bounds(
             self,
+            second_price=(0.0, 10.0),
+            resident_weight=(0.0, 100.0),
+            coming_weight=(0.0, 1000.0),
+            queue_weight=(0.0, 1000.0),
+            life_weight=(0.0, 1000.0),
+            busy_share=(0.0, 1.0),
+            lost_chance=(0.0, 1.0),
+            lost_loss=(0.0, 100.0),
+            lost_wait_s=(0.0, 86400.0),
+            lost_wait_slos=(0.0, 1000.0),
             social_weight=(0.0, 100.0),
             prefix_weight=(0.0, 100.0),
             kv_weight=(0.0, 1000.0),
-            safe_chance=(0.0, 1.0),
-            lost_chance=(0.0, 1.0),
-            lost_own_weight=(0.0, 1.0),
             split_gain_share=(0.0, 1.0),
             split_candidates=(1, 64),
             best_effort_slack_s=(0.0, 1e6),

@@ -92,7 +92,9 @@ class Pool:
     stake_tokens: Floats
     """The same per second by which every one of their tokens is slowed."""
     draw: Floats
-    """`stake_tokens` of the calls that came here lately, decayed: what calls to come stand to lose here."""
+    """`stake` of the calls that came here lately, decayed: what calls to come stand to lose here by delay …"""
+    draw_tokens: Floats
+    """… and their `stake_tokens`: what they lose by slower tokens."""
     draw_at_s: Floats
     batch: Floats
     """Derived: calls that decode or will decode here, ours and others'."""
@@ -283,17 +285,18 @@ class Pool:
         self.stake[row] = max(self.stake.item(row) + stake, 0.0)
         self.stake_tokens[row] = max(self.stake_tokens.item(row) + stake_tokens, 0.0)
 
-    def draw_more(self, row: int, stake_tokens: float, now_s: float) -> None:
+    def draw_more(self, row: int, stake: float, stake_tokens: float, now_s: float) -> None:
         """A call came here that stands to lose so much."""
         kept = exp((self.draw_at_s.item(row) - now_s) / self.config.draw_memory_s)
-        self.draw[row] = self.draw.item(row) * kept + stake_tokens
+        self.draw[row] = self.draw.item(row) * kept + stake
+        self.draw_tokens[row] = self.draw_tokens.item(row) * kept + stake_tokens
         self.draw_at_s[row] = now_s
 
-    def draw_per_s(self, now_s: float) -> Floats:
-        """What the calls that come here stand to lose, per second of coming and second by which a token is slowed."""
+    def draw_per_s(self, now_s: float) -> tuple[Floats, Floats]:
+        """`draw` and `draw_tokens` per second of coming."""
         memory_s = self.config.draw_memory_s
-        rate: Floats = self.draw * np.exp((self.draw_at_s - now_s) / memory_s) / memory_s
-        return rate
+        kept = np.exp((self.draw_at_s - now_s) / memory_s) / memory_s
+        return self.draw * kept, self.draw_tokens * kept
 
     # What others say and what was seen
 

@@ -37,13 +37,13 @@ class LengthDistribution:
     """p10, p50 and p90 of a call that has put out nothing yet."""
     unlimited: LengthForecast = field(init=False)
     """The same as a forecast: what most calls get, made once."""
-    spread: tuple[float, ...] = field(init=False)
+    spread: NDArray[np.float64] = field(init=False, compare=False)
     """Eight equally likely lengths of such a call."""
 
     def __post_init__(self) -> None:
         quantiles = p10, p50, p90 = tuple(self.quantile(share) for share in (0.1, 0.5, 0.9))
         object.__setattr__(self, "quantiles", quantiles)
-        object.__setattr__(self, "spread", tuple(self.quantile((2 * i + 1) / 16) for i in range(8)))
+        object.__setattr__(self, "spread", np.array([self.quantile((2 * i + 1) / 16) for i in range(8)]))
         object.__setattr__(self, "unlimited", LengthForecast(p10, p50, p90, self.source))
 
     def below(self, tokens: float) -> float:

@@ -6,19 +6,23 @@ A call goes on at its target by replay of its tokens, or by a move of its KV if 
     gain = stay - go                               cost: of the cheaper way (handover.py)
 
 It pays when gain ≥ max(min_gain_s, min_gain_share · stay), gain exceeds the delay caused to the target's residents, and
-the chance to meet the latest deadline grows by min_chance_gain. Off a draining instance it pays when the call would
-stay longer than drain_patience_s. Either way the target needs room in its KV cache for all that is still to come.
+the chance of the run to end in time grows by min_chance_gain more than those of the target's residents fall. Off a
+draining instance it pays when the call would stay longer than drain_patience_s. Either way the target needs room in its
+KV cache for all that is still to come.
 """
+
+import numpy as np
 
 from scheduler.call import Call, CallState
 from scheduler.config import MigrationConfig
 from scheduler.decisions import Candidate, Explanation, MigrationCause
 from scheduler.estimate import Bools, Pool
 from scheduler.handover import Ways, ways
-from scheduler.latency import Demand, Terms, chance_to_fit, predict
+from scheduler.latency import Demand, Terms, predict
 from scheduler.placement import Move, Placement, demand_of, fits
-from scheduler.risk import Outlook, chance_to_stay, outlook
+from scheduler.risk import Outlook, outlook
 from scheduler.selection import argmin, best_rows
+from scheduler.stakes import likely_lengths, outcome, rest_after
 from scheduler.state import ClusterState
 
 _KV_ROOM = 0.95
@@ -52,7 +56,7 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     limits = state.config.migration
     pool = state.pool_of(call)
     seen = outlook(call, pool, now_s)
-    deadline_s = call.latest_deadline_s if call.latest_deadline_s is not None else call.target_deadline_s
+    deadline_s = call.deadline_s
     if seen is None or deadline_s is None or not _limited(call, state, limits, limits.max_moves):
         return None
     demand = demand_of(call)
@@ -60,12 +64,16 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     going = ways(call, pool, demand, terms, state.config)
     stay_s = seen.finish_s - now_s
     gain_s = stay_s - going.go_s
-    sigma = state.config.speed_sigma
-    stay_chance = chance_to_stay(call, seen, deadline_s, now_s, sigma)
-    chance = chance_to_fit((deadline_s - now_s - going.cost_s) / terms.step_s, demand, sigma)
+    left_s = deadline_s - now_s
+    rest = rest_after(call, state.runs.of(call), state.rests, now_s, state.alone_s(call, demand.output_tokens))
+    lengths = likely_lengths(demand)
+    stay_chance = float(outcome(rest, left_s, np.zeros(1), np.array([seen.step_s]), lengths)[0])
+    chance = outcome(rest, left_s, going.cost_s, terms.step_s, lengths)
+    slowed = np.minimum(pool.stake_tokens, pool.stake * demand.output_tokens) * terms.marginal_s
+    others_lose = pool.stake * np.where(going.by_kv, 0.0, terms.chunk_s) + slowed
     pays = targets(pool, call, demand)
     pays &= (gain_s >= max(limits.min_gain_s, limits.min_gain_share * stay_s)) & (gain_s > going.harm_s)
-    pays &= chance >= stay_chance + limits.min_chance_gain
+    pays &= chance - others_lose >= stay_chance + limits.min_chance_gain
     row = argmin(going.go_s + going.harm_s, pays)
     if row is None:
         return None

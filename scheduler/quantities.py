@@ -24,7 +24,7 @@ OTHERS = (
     "base_p0", "base_p1", "base_p2", "base_d0", "base_d1", "base_d2", "p1", "p2",
     "own_prefill", "own_decode", "prefill_samples", "decode_samples", "gpu_prefill", "gpu_decode",
     "queued", "queued_tokens", "reported_at_s", "preempted", "trust",
-    "box_q", "box_p", "box_d", "stake", "stake_tokens", "draw", "draw_at_s",
+    "box_q", "box_p", "box_d", "stake", "stake_tokens", "draw", "draw_tokens", "draw_at_s",
 )  # fmt: skip
 TABLE = INPUTS + DERIVED + OTHERS
 FLAGS = ("is_open", "can_prefill", "can_decode", "can_replay")

@@ -37,6 +37,10 @@ _EDGES_S = UNIT_S * (_EDGES - 1.0)
 _EDGES_SHARE = UNIT_SHARE * _EDGES
 _ALPHA = 0.02
 """EMA weight of one foreseen rest."""
+_FORECAST_SIGMA = 1.0
+_FORECAST_MEDIAN = float(np.exp(-0.5 * _FORECAST_SIGMA**2))
+_LEAST_SEEN = 5
+"""Ended runs of a workflow from which on its rests are taken from them."""
 _BAND = 1.3
 """A rest counts as foreseen by the probability given to within this factor of it."""
 
@@ -80,6 +84,21 @@ class RestBySlo:
         return chances
 
 
+@dataclass(frozen=True, slots=True)
+class RestByForecast:
+    """What the run's forecast expects, before a run of the workflow has ended here: log-normal with that mean."""
+
+    mean_s: float
+
+    def chances(self, left_s: Floats) -> Floats:
+        """P(the rest takes at most so long); the normal distribution is taken as the logistic."""
+        if self.mean_s <= 0.0:
+            return np.where(left_s >= 0.0, 1.0, 0.0)
+        ratio = _FORECAST_MEDIAN * self.mean_s / np.maximum(left_s, 1e-9)
+        chances: Floats = np.where(left_s > 0.0, 1.0 / (1.0 + np.minimum(ratio, 1e9) ** (1.702 / _FORECAST_SIGMA)), 0.0)
+        return chances
+
+
 class RestModel:
     """Learns rests of ended runs."""
 
@@ -89,9 +108,18 @@ class RestModel:
         self._arrays: dict[int, tuple[LengthDistribution, Floats]] = {}
         self._foreseen: dict[str, tuple[float, float]] = {}
         """By workflow: how well rests were foreseen by visits, and by SLO."""
+        self._runs: dict[str, int] = {}
+        self._most_workflows = config.max_keys
 
-    def rest(self, workflow: str, node: str, visit: int, slo_s: float | None, served_s: float) -> Rest:
-        """What is known of the rest after the `visit`-th call of a node, in a run served `served_s` by then."""
+    def rest(
+        self, workflow: str, node: str, visit: int, slo_s: float | None, served_s: float, forecast_s: float
+    ) -> Rest:
+        """What is known of the rest after the `visit`-th call of a node, in a run served `served_s` by then.
+
+        `forecast_s`: what the run's own forecast expects, for workflows of which few runs have ended.
+        """
+        if self._runs.get(workflow, 0) < _LEAST_SEEN:
+            return RestByForecast(forecast_s)
         by_visit, by_slo = self._foreseen.get(workflow, (0.0, 0.0))
         if slo_s is not None and by_slo > by_visit:
             return self._by_slo(workflow, slo_s, served_s)
@@ -100,6 +128,7 @@ class RestModel:
     def learn(self, facts: RunFacts, ended_s: float) -> None:
         """A run succeeded at `ended_s`: learn what was left after each of its calls, and who foresaw it."""
         served_s = ended_s - facts.first_seen_s - facts.waited_s
+        self._count(facts.workflow)
         for mark in facts.marks:
             rest_s = max(ended_s - mark.ended_s - (facts.waited_s - mark.waited_s), 0.0)
             if facts.slo_s is not None:
@@ -107,6 +136,13 @@ class RestModel:
             self._visits.observe(_keys(facts.workflow, mark.node, mark.visit), rest_s / UNIT_S + 1.0)
         if facts.slo_s is not None:
             self._shares.observe((("workflow", facts.workflow),), served_s / facts.slo_s / UNIT_SHARE)
+
+    def _count(self, workflow: str) -> None:
+        if workflow not in self._runs and len(self._runs) >= self._most_workflows:
+            oldest = next(iter(self._runs))
+            del self._runs[oldest]
+            self._foreseen.pop(oldest, None)
+        self._runs[workflow] = self._runs.get(workflow, 0) + 1
 
     def _score(self, facts: RunFacts, node: str, visit: int, rest_s: float, served_s: float) -> None:
         assert facts.slo_s is not None  # noqa: S101  # asked by the caller

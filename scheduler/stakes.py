@@ -10,45 +10,57 @@ length distribution, or for a running call a spread around the median of what re
 margin is (V(left) - V(left - δ))/δ, with δ a tenth of what is left: a run that is lost, or safe, loses nothing by it.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from scheduler.call import Call
 from scheduler.estimate import Floats
-from scheduler.rest import Rest, RestModel
+from scheduler.latency import Demand
+from scheduler.rest import Rest, RestByForecast, RestModel
 from scheduler.runs import RunFacts
 
 SPREAD = np.array([0.35, 0.75, 1.15, 1.9])
 """Equally likely multiples of the median of what a running call still puts out."""
+_MIDDLES = (np.arange(8) + 0.5) / 8
 _DELTA_SHARE = 0.1
 _LEAST_DELTA_S = 0.2
 _MOST_DELTA_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Per placement: the chance that the run ends in time, and what it loses of it per second of delay."""
-
-    chance: Floats
-    per_s: Floats
-
-
 def rest_after(call: Call, facts: RunFacts, rests: RestModel, now_s: float, alone_s: float) -> Rest:
-    """What the call's run has to do after it; `alone_s` is what the call itself takes alone."""
+    """What the call's run has to do after it; `alone_s` is what the call itself takes alone.
+
+    Nothing, for a call that has deadlines of its own only.
+    """
     arrived = call.arrived
+    if arrived.run_deadline_s is None:
+        return RestByForecast(0.0)
     waits_s = 0.0 if call.attempt else now_s - call.arrived_s
     served_s = now_s - facts.first_seen_s - facts.waited_s - waits_s + alone_s
-    return rests.rest(arrived.workflow, arrived.node, facts.visits.get(arrived.node, 1), facts.slo_s, served_s)
+    return rests.rest(
+        arrived.workflow, arrived.node, facts.visits.get(arrived.node, 1), facts.slo_s, served_s, arrived.downstream_s
+    )
 
 
-def outcome(rest: Rest, left_s: float, ready_s: Floats, step_s: Floats, lengths: Floats) -> Outcome:
-    """Chances for many placements (first axis of what comes out) over the likely lengths."""
-    times_s = left_s - ready_s[:, None] - step_s[:, None] * lengths[None, :]
-    delta_s = min(max(_DELTA_SHARE * left_s, _LEAST_DELTA_S), _MOST_DELTA_S)
-    both = rest.chances(np.concatenate((times_s, times_s - delta_s))).mean(axis=1)
-    chance = both[: len(ready_s)]
-    return Outcome(chance, (chance - both[len(ready_s) :]) / delta_s)
+def outcome(rest: Rest, left_s: float, ready_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
+    """The chance V of every placement, over equally likely lengths."""
+    times_s = step_s[:, None] * lengths
+    times_s += ready_s[:, None]
+    np.subtract(left_s, times_s, out=times_s)
+    chance: Floats = rest.chances(times_s).mean(axis=1)
+    return chance
+
+
+def likely_lengths(demand: Demand) -> Floats:
+    """Equally likely counts of the tokens that a call that has put out some still puts out, from its forecast."""
+    length = demand.length
+    low, high = 0.5 * (length.p10_tokens + length.p50_tokens), 0.5 * (length.p50_tokens + length.p90_tokens)
+    left: Floats = np.maximum(np.array((length.p10_tokens, low, high, length.p90_tokens)) - demand.emitted, 1.0)
+    return left
+
+
+def expected_rest_s(rest: Rest, left_s: float) -> float:
+    """E[min(rest, left)]: what the run still does, if it is given up at its deadline."""
+    return float(1.0 - rest.chances(_MIDDLES * left_s).mean()) * left_s if left_s > 0.0 else 0.0
 
 
 def stake(rest: Rest, left_s: float, step_s: float, remaining_tokens: float) -> float:

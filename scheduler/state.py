@@ -161,7 +161,7 @@ class ClusterState:
         )
         self._ended.pop(event.request_id, None)
         self.calls[event.request_id] = call
-        self.runs.begin(call, self.now_s, self._alone_s(call, self._remaining(call)))
+        self.runs.begin(call, self.now_s, self.alone_s(call, self._remaining(call)))
         return call
 
     def hold(self, call: Call) -> None:
@@ -333,7 +333,7 @@ class ClusterState:
         del self.calls[call.request_id]
         self.held.pop(call.request_id, None)
         self.waiting.leave(call)
-        self.runs.ended(call, self.now_s, self._alone_s(call, call.emitted))
+        self.runs.ended(call, self.now_s, self.alone_s(call, call.emitted))
         if call.seat is not None:
             self.recent.put_out(call.seat.decode, call.emitted, self.now_s)
         _remember(self._ended, call.request_id, self.config.max_ended)
@@ -357,7 +357,7 @@ class ClusterState:
         self._enqueue(call, pool, seat)
         self._bind(call, pool, seat)
         if self.weighs_stakes:
-            pool.draw_more(pool.row[seat.decode], seat.stake_tokens, self.now_s)
+            pool.draw_more(pool.row[seat.decode], seat.stake, seat.stake_tokens, self.now_s)
         self.recent.seated(placement, call.context_tokens, self.now_s)
         event = call.arrived
         pool.mean_prompt_tokens += 0.02 * (event.prompt_tokens - pool.mean_prompt_tokens)
@@ -381,11 +381,11 @@ class ClusterState:
 
     def _take_stake(self, call: Call, pool: Pool, seat: Seat) -> None:
         """Note what the call's run loses by delay where it decodes."""
-        deadline_s = call.arrived.run_deadline_s
+        deadline_s = call.deadline_s
         if not self.weighs_stakes or deadline_s is None:
             return
         row, facts = pool.row[seat.decode], self.runs.of(call)
-        rest = rest_after(call, facts, self.rests, self.now_s, self._alone_s(call, seat.remaining))
+        rest = rest_after(call, facts, self.rests, self.now_s, self.alone_s(call, seat.remaining))
         per_s = stake(rest, deadline_s - self.now_s, pool.step_s(row), seat.remaining)
         pool.restake(row, per_s - seat.stake, per_s * seat.remaining - seat.stake_tokens)
         seat.stake, seat.stake_tokens = per_s, per_s * seat.remaining
@@ -429,7 +429,8 @@ class ClusterState:
 
     # Learning
 
-    def _alone_s(self, call: Call, output_tokens: float) -> float:
+    def alone_s(self, call: Call, output_tokens: float) -> float:
+        """What a call with so many output tokens takes alone on its cluster."""
         return self.alone.seconds(call.arrived.model, call.arrived.prompt_tokens, output_tokens)
 
     def _remaining(self, call: Call) -> float:

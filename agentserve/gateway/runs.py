@@ -369,6 +369,7 @@ class RunService:
         data = {"status": str(run.status), "e2e_s": record.e2e_s, "attained": record.attained, "error": run.error}
         self._diary.write(Kind.RUN_FINISHED, run.run_id, data=data)
         self.learning.learn(live.workflow.name, observe_run_end(run, live.workflow))
+        self._orchestrator.run_ended(run.run_id, succeeded=record.succeeded)
 
 
 def _has_moved(before: StepDeadline | None, now: StepDeadline) -> bool:

@@ -218,6 +218,10 @@ class Orchestrator:
                 )
             )
 
+    def run_ended(self, run_id: str, *, succeeded: bool) -> None:
+        """A run is over: the scheduler learns from it and forgets it."""
+        self.feed(events.RunEnded(event_id=self.next_id(), run_id=run_id, succeeded=succeeded))
+
     async def drain(self, timeout_s: float) -> bool:
         """Take no new calls and wait for those in flight; whether all ended in time."""
         self.accepting = False

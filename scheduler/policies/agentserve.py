@@ -1,10 +1,19 @@
-"""Where does a call go so that the most runs meet their SLO? Our policy: the price of a placement to everyone.
+"""Where does a call go so that the most runs meet their SLO? Our policy: prices in runs that end in time.
 
-Price = the call's own time + the delay it causes to resident calls + evicted prefixes + KV pressure (placement.py).
-Where deadlines are easily met by most placements, just enough: among the safe ones, a call's own time is weighed by
-the capability of what it occupies, so that strong instances stay free. A run whose latest deadline can hardly be met
-gives way: its own time counts little and its priority is the lowest, but it is served. Priority orders engine queues by
-latest start (deadline - predicted time), an order that holds as time passes.
+A placement costs what its own run and all others lose by it of their chances to end in time (stakes.py):
+
+    price = 1 - V                                            the run's own chance of missing its SLO
+          + r · (stake · chunk + stake_tokens · marginal)    what the runs of resident calls lose
+          + c · draw_tokens · marginal · decode              what runs of calls to come lose while this one decodes
+          + q · draw · chunk · (queue + prefill)             and behind its prefill
+          + second_price · (own time + delay of others + evicted prefixes + KV pressure, in seconds)
+
+The third term keeps fast instances for those that need them: where tight calls come, a step is dear. Calls that lose
+nothing by it go to slow or full instances; where nothing is at stake anywhere, the least delay in sum decides.
+
+A new run waits at the gateway while what it costs others, over all that is expected of it, exceeds its own chance.
+A run whose chance is gone gives way: its calls wait while they would cost others, for a bounded time in all. Engines
+order their queues by deadline, lost runs last. Calls without a deadline have no stake and go where the delay is least.
 """
 
 from dataclasses import dataclass
@@ -12,66 +21,83 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.call import Call
+from scheduler.config import AgentServeConfig
 from scheduler.decisions import Explanation
-from scheduler.estimate import Bools, Floats
+from scheduler.estimate import Floats
 from scheduler.frozen import builder
-from scheduler.latency import Demand, tokens_for_chance
+from scheduler.latency import Demand
 from scheduler.migration import evacuate, rescue
 from scheduler.placement import Move, Options, Placement, add_pairs, demand_of, weigh
+from scheduler.policy import Wait
+from scheduler.rest import Rest
 from scheduler.selection import argmin, best_rows
+from scheduler.stakes import expected_rest_s, likely_lengths, outcome, rest_after
 from scheduler.state import ClusterState
 
 PRIORITY_PER_S = 100.0
 """Priorities are hundredths of a second since the first event: ±248 days in 32 bits."""
 LOWEST_PRIORITY = 2**31 - 1
-_SAFE_SHARE = 0.5
-"""Just enough rules when at least this share of the placements is safe."""
-_UNSAFE_S = 1e6
-_DEARER = "price %+.3f s: own %+.3f s, others %+.3f s"  # % formats floats in two thirds of an f-string's time
-_UNSAFE = "may miss the target deadline: own %+.3f s, others %+.3f s"
-
+_DEARER = "price %+.5f: chance %+.3f, others lose %+.4f, delay %+.3f s"
 
 _new_explanation = builder(Explanation)
 
 
 @dataclass(slots=True)
 class _Priced:
+    """Every option's price and what it is made of."""
+
     price: Floats
-    rule: str
-    total: int
+    chance: Floats | None
+    """None without a deadline."""
+    loss: Floats
+    """What other runs lose of their chances."""
+    delay_s: Floats
+    rest: Rest | None
     is_lost: bool
 
 
 class AgentServe:
-    """Run-level slack, length quantiles, prefix reuse and the delay of others, in one price."""
+    """Run-level chances, stakes of residents and of calls to come, prefix reuse and delay, in one price."""
 
     name = "agentserve"
+    weighs_stakes = True
 
-    def place(self, call: Call, state: ClusterState, now_s: float) -> Placement | None:
-        """The placement with the smallest price."""
-        demand = demand_of(call)
-        options = weigh(state.pool_of(call), call, demand, state.config.agentserve, now_s)
-        priced = _price(call, state, demand, options, now_s)
-        mask = None if priced.total == len(priced.price) else options.allowed
-        best = best_rows(priced.price, mask, state.config.explained_candidates + 1)
-        if not best:
+    def place(self, call: Call, state: ClusterState, now_s: float) -> Placement | Wait | None:
+        """The placement with the smallest price; or a while at the gateway, if that is better for all."""
+        demand, prices = demand_of(call), state.config.agentserve
+        options = _options(call, state, demand, prices, now_s)
+        total = options.count()
+        if not total:
             return None
-        target_s = call.target_deadline_s
-        verdicts = _verdicts(options, priced.price, best)
+        priced = _price(call, state, demand, options, now_s)
+        mask = None if total == len(priced.price) else options.allowed
+        best = best_rows(priced.price, mask, state.config.explained_candidates + 1)
+        waits = _waits(call, state, options, priced, best[0], now_s)
+        if waits is not None:
+            return Wait(waits)
         reason = _new_explanation(
             policy=self.name,
-            rule=priced.rule,
-            candidates=options.candidates(best, verdicts, now_s, target_s),
-            candidates_total=priced.total,
+            rule=_rule(priced, best[0], total),
+            candidates=options.candidates(best, _verdicts(priced, best), now_s, call.target_deadline_s),
+            candidates_total=total,
             length=demand.length,
-            target_deadline_s=target_s,
+            target_deadline_s=call.target_deadline_s,
             latest_deadline_s=call.latest_deadline_s,
         )
         urgency = LOWEST_PRIORITY if priced.is_lost else priority(call, state, options.own_s.item(best[0]), now_s)
         return options.placement(best[0], urgency, reason)
 
+    def rank(self, call: Call, state: ClusterState, now_s: float) -> float:
+        """Those whose deadline is still to come first, the nearest at the start; then the lost ones, as they came."""
+        deadline_s = call.deadline_s
+        if deadline_s is None:
+            return _NO_DEADLINE_RANK
+        return deadline_s - now_s if deadline_s > now_s else _LOST_RANK + call.arrived_s
+
     def rectify(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
         """Move a late call only where the gain in time and in chance exceeds what the move costs."""
+        if not state.config.agentserve.late_moves:
+            return None
         return rescue(call, state, self.name, priority(call, state, _remaining_s(call), now_s), now_s)
 
     def evacuate(self, call: Call, state: ClusterState, now_s: float) -> Move | None:
@@ -79,52 +105,86 @@ class AgentServe:
         return evacuate(call, state, self.name, priority(call, state, _remaining_s(call), now_s), now_s)
 
 
+_NO_DEADLINE_RANK = 1e9
+_LOST_RANK = 1e10
+
+
+def _options(call: Call, state: ClusterState, demand: Demand, prices: AgentServeConfig, now_s: float) -> Options:
+    """Colocated placements, and the split pairs that are quicker than all of them."""
+    options = weigh(state.pool_of(call), call, demand, prices, now_s)
+    if options.pool.kv_groups:
+        seconds = options.own_s + options.harm_s
+        best = argmin(seconds, options.allowed)
+        add_pairs(options, call, demand, prices, float("inf") if best is None else seconds.item(best))
+    return options
+
+
 def _price(call: Call, state: ClusterState, demand: Demand, options: Options, now_s: float) -> _Priced:
-    """Price every option by the rule that the call's deadlines ask for; split pairs join where they can win."""
-    prices, sigma = state.config.agentserve, state.config.speed_sigma
-    target_s, latest_s = call.target_deadline_s, call.latest_deadline_s
-    total = options.count()
-    if target_s is not None and total:
-        safe = _in_time(options, target_s - now_s, tokens_for_chance(demand, prices.safe_chance, sigma))
-        count = int(np.count_nonzero(safe))
-        if count >= max(_SAFE_SHARE * total, 1):
-            rule = f"just enough: least capability occupied, of {count} that meet the target deadline"
-            return _Priced(_just_enough(options, safe, is_everywhere=count == len(safe)), rule, total, False)
-    price = options.own_s + options.harm_s
-    best = argmin(price, options.allowed)
-    add_pairs(options, call, demand, prices, float("inf") if best is None else float(price[best]))
+    prices, pool = state.config.agentserve, options.pool
+    marginal_s, chunk_s, stake = options.terms.marginal_s, options.terms.chunk_s, pool.stake
+    slowed = np.minimum(pool.stake_tokens, stake * demand.output_tokens) * prices.resident_weight
+    draw, draw_tokens = pool.draw_per_s(now_s)
+    coming = draw_tokens * options.terms.decode_s
+    coming *= prices.coming_weight
+    coming += slowed
+    coming *= marginal_s
+    behind = draw * (options.terms.wait_s + options.terms.prefill_s)
+    stalled = (stake * prices.resident_weight + behind * prices.queue_weight) * chunk_s
+    loss = stalled + coming
     if options.prefill_rows:
-        price = options.own_s + options.harm_s
-        total = options.count()
-    if latest_s is not None:
-        fit_tokens = tokens_for_chance(demand, prices.lost_chance, sigma)
-        if not _in_time(options, latest_s - now_s, fit_tokens).any():
-            price = prices.lost_own_weight * options.own_s + options.harm_s
-            return _Priced(price, f"run lost: gives way, least delay of others, of {total}", total, True)
-    return _Priced(price, f"least delay in sum: own time and delay of others, of {total}", total, False)
+        pairs = stalled[options.prefill_rows] + coming[options.decode_rows]
+        loss = np.concatenate((loss, pairs))
+    delay_s = options.own_s + options.harm_s
+    price = delay_s * prices.second_price
+    price += loss
+    deadline_s = call.deadline_s
+    if deadline_s is None:
+        return _Priced(price, None, loss, delay_s, None, False)
+    rest = rest_after(call, state.runs.of(call), state.rests, now_s, state.alone_s(call, demand.output_tokens))
+    lengths = likely_lengths(demand) if call.emitted or call.arrived.max_tokens else call.distribution.spread
+    chance = outcome(rest, deadline_s - now_s, options.ready_s, options.step_s, lengths)
+    price += 1.0
+    price -= chance
+    best = float(chance.max(where=options.allowed, initial=0.0))
+    is_lost = best < prices.lost_chance or deadline_s <= now_s
+    return _Priced(price, chance, loss, delay_s, rest, is_lost)
 
 
-def _in_time(options: Options, left_s: float, fit_tokens: float) -> Bools:
-    """Options on which `fit_tokens` can be put out within `left_s`."""
-    needed_s = options.step_s * np.array(fit_tokens)
-    needed_s += options.ready_s
-    in_time: Bools = needed_s <= np.array(left_s)
-    in_time &= options.allowed
-    return in_time
+def _waits(call: Call, state: ClusterState, options: Options, priced: _Priced, best: int, now_s: float) -> str | None:
+    """Why the call had better wait at the gateway; None if it goes."""
+    prices, deadline_s = state.config.agentserve, call.deadline_s
+    if deadline_s is None or priced.chance is None or priced.rest is None:
+        return None
+    facts, loss = state.runs.of(call), priced.loss.item(best)
+    if priced.is_lost:
+        if loss <= prices.lost_loss:
+            return None
+        waited_s = facts.waited_s + now_s - call.arrived_s
+        limit_s = prices.lost_wait_s + prices.lost_wait_slos * (facts.slo_s or 0.0)
+        return f"run lost: gives way, others would lose {loss:.3f}" if waited_s < limit_s else None
+    if facts.served_calls or call.attempt:
+        return None
+    left_s, own_s = deadline_s - now_s, max(options.own_s.item(best), 0.1)
+    calls = 1.0 + prices.busy_share * expected_rest_s(priced.rest, left_s) / own_s
+    cost = prices.life_weight * loss * calls
+    chance = priced.chance.item(best)
+    if chance >= cost:
+        return None
+    return f"new run waits: would cost others {cost:.2f} in about {calls:.1f} calls, for a chance of {chance:.2f}"
 
 
-def _just_enough(options: Options, safe: Bools, *, is_everywhere: bool) -> Floats:
-    """Harm plus own time weighed by the capability it occupies; options that are not safe come after all others."""
-    price = options.own_s * options.pool.relative_capability
-    price += options.harm_s
-    if not is_everywhere:
-        price += ~safe * _UNSAFE_S
-    return price
+def _rule(priced: _Priced, best: int, total: int) -> str:
+    if priced.chance is None:
+        return f"no deadline: least delay in sum, of {total}"
+    if priced.is_lost:
+        return f"run lost: gives way, least harm to others, of {total}"
+    chance, loss = priced.chance.item(best), priced.loss.item(best)
+    return f"most runs in time: chance {chance:.2f}, others lose {loss:.3f}, of {total}"
 
 
 def priority(call: Call, state: ClusterState, predicted_s: float, now_s: float) -> int:
     """Engine priority by latest start; a call without deadline has `best_effort_slack_s` of slack."""
-    deadline_s = call.target_deadline_s
+    deadline_s = call.deadline_s
     if deadline_s is None:
         deadline_s = call.arrived_s + predicted_s + state.config.agentserve.best_effort_slack_s
     since_s = deadline_s - predicted_s - (state.epoch_s if state.epoch_s is not None else now_s)
@@ -135,15 +195,14 @@ def _remaining_s(call: Call) -> float:
     return 0.0 if call.seat is None else call.seat.predicted_decode_s
 
 
-def _verdicts(options: Options, price: Floats, best: list[int]) -> list[str]:
+def _verdicts(priced: _Priced, best: list[int]) -> list[str]:
     """Why the first of `best` was chosen and what speaks against each other one."""
-    price_s, own_s, harm_s = price.item, options.own_s.item, options.harm_s.item
-    first = best[0]
-    first_price_s, first_own_s, first_harm_s = price_s(first), own_s(first), harm_s(first)
+    first, price, loss, delay_s = best[0], priced.price.item, priced.loss.item, priced.delay_s.item
     verdicts = ["chosen"]
     for option in best[1:]:
-        more = price_s(option) - first_price_s, own_s(option) - first_own_s, harm_s(option) - first_harm_s
-        verdicts.append(_UNSAFE % more[1:] if more[0] > _UNSAFE_S / 2 else _DEARER % more)
+        chance = 0.0 if priced.chance is None else priced.chance.item(option) - priced.chance.item(first)
+        more = price(option) - price(first), chance, loss(option) - loss(first), delay_s(option) - delay_s(first)
+        verdicts.append(_DEARER % more)
     return verdicts
 
 

@@ -246,7 +246,7 @@ def test_a_crowded_cache_is_priced() -> None:
     cluster.at(0.0, InstanceJoined(event_id="j", instance=spec("b")))
     placed = cluster.place(1.0, call("r", prompt_tokens=300, max_tokens=50))
     assert placed.decode_instance == "b"
-    assert "others +" in placed.reason.candidates[1].verdict
+    assert "delay +2.487 s" in placed.reason.candidates[1].verdict
 
 
 def test_decisions_of_an_idle_cluster_are_none() -> None:

@@ -3,9 +3,9 @@
 import pytest
 
 from scheduler.config import AgentServeConfig, GoodServeConfig, SchedulerConfig
-from scheduler.decisions import Hold
+from scheduler.decisions import Dispatch, Hold
 from scheduler.errors import UnknownPolicy
-from scheduler.events import InstanceDraining, InstanceJoined, InstanceReported, Role
+from scheduler.events import InstanceDraining, InstanceJoined, InstanceReported, RequestArrived, Role
 from scheduler.policies import make_policy, policy_names
 from scheduler.policies.agentserve import LOWEST_PRIORITY
 from tests.unit.scheduler_builders import Cluster, call, loaded_profile, only_move, spec
@@ -30,36 +30,79 @@ def test_goodserve_takes_the_weakest_that_meets_the_deadline(left_s: float | Non
 
 
 @pytest.mark.parametrize(
-    ("left_s", "chosen", "rule"),
+    ("left_s", "rule"),
     [
-        # With 95 % certainty 13 tokens must fit: 0.23 s on slow, 0.115 s on fast, 0.057 s on huge.
-        (0.25, "a", "just enough: least capability occupied, of 3 that meet the target deadline"),
-        (0.15, "b", "just enough: least capability occupied, of 2 that meet the target deadline"),
-        (0.06, "c", "least delay in sum: own time and delay of others, of 3"),
-        (None, "c", "least delay in sum: own time and delay of others, of 3"),
+        (9.0, "most runs in time: chance 1.00, others lose 0.000, of 3"),
+        # 10 tokens after 100 of prompt take 0.2 s on slow, 0.1 s on fast, 0.05 s on huge.
+        (0.06, "most runs in time: chance 1.00, others lose 0.000, of 3"),
+        (0.04, "run lost: gives way, least harm to others, of 3"),
+        (None, "no deadline: least delay in sum, of 3"),
     ],
 )
-def test_agentserve_is_just_enough_while_most_are_safe(left_s: float | None, chosen: str, rule: str) -> None:
-    placed = Cluster("agentserve", *POOL).place(1.0, call("r", target_deadline_s=left_s and 1.0 + left_s))
-    assert (placed.decode_instance, placed.reason.rule) == (chosen, rule)
+def test_an_idle_cluster_serves_on_its_quickest_instance(left_s: float | None, rule: str) -> None:
+    placed = Cluster("agentserve", *POOL).place(1.0, call("r", latest_deadline_s=left_s and 1.0 + left_s))
+    assert (placed.decode_instance, placed.reason.rule) == ("c", rule)
 
 
-def test_an_instance_that_may_miss_the_target_is_said_to_in_words() -> None:
-    placed = Cluster("agentserve", *POOL).place(1.0, call("r", target_deadline_s=1.12))
-    verdicts = {other.decode_instance: other.verdict for other in placed.reason.candidates}
-    assert verdicts["a"].startswith("may miss the target deadline: own +")
+def tight(name: str, now_s: float) -> RequestArrived:
+    """A call that is in time on `huge` alone."""
+    return call(name, latest_deadline_s=now_s + 0.06)
+
+
+def test_a_loose_call_leaves_the_instance_that_tight_ones_need() -> None:
+    cluster = Cluster("agentserve", *POOL, profiles=loaded_profile)
+    for i in range(20):
+        cluster.run(0.1 * i, tight(f"tight-{i}", 0.1 * i))
+        cluster.finish(0.1 * i + 0.05, f"tight-{i}")
+    loose = cluster.place(2.0, call("loose", latest_deadline_s=100.0))
+    assert loose.decode_instance == "b"
+    dearer = next(c for c in loose.reason.candidates if c.decode_instance == "c")
+    assert "others lose +0.0" in dearer.verdict
+    assert cluster.place(2.0, tight("next", 2.0)).decode_instance == "c"
+
+
+def test_a_call_goes_where_its_delay_costs_residents_least() -> None:
+    cluster = Cluster("agentserve", spec("a"), spec("b"), profiles=loaded_profile)
+    cluster.at(0.0, InstanceDraining(event_id="d", instance_id="a"))
+    # With the chance gone if it is slowed, in 10 tokens of 12 ms each.
+    cluster.run(0.0, call("resident", latest_deadline_s=0.13, max_tokens=10))
+    cluster.at(0.0, InstanceJoined(event_id="j", instance=spec("a")))
+    assert cluster.place(0.0, call("r", latest_deadline_s=50.0)).decode_instance == "a"
 
 
 def test_a_decision_names_every_candidate_with_its_figures() -> None:
     placed = Cluster("agentserve", *POOL).place(1.0, call("r", target_deadline_s=1.15))
     chosen, *others = placed.reason.candidates
-    assert (chosen.decode_instance, chosen.verdict, placed.reason.candidates_total) == ("b", "chosen", 3)
-    assert (chosen.predicted_prefill_s, chosen.predicted_decode_s) == pytest.approx((0.05, 0.05))
-    assert chosen.slack_s == pytest.approx(0.05)
-    assert [other.decode_instance for other in others] == ["c", "a"]
-    assert others[0].verdict == "price +0.000 s: own -0.050 s, others +0.000 s"
+    assert (chosen.decode_instance, chosen.verdict, placed.reason.candidates_total) == ("c", "chosen", 3)
+    assert (chosen.predicted_prefill_s, chosen.predicted_decode_s) == pytest.approx((0.025, 0.025))
+    assert chosen.slack_s == pytest.approx(0.1)
+    assert [other.decode_instance for other in others] == ["b", "a"]
+    assert others[0].verdict == "price +0.00005: chance +0.000, others lose +0.0000, delay +0.050 s"
+    assert others[1].verdict == "price +1.00015: chance -1.000, others lose +0.0000, delay +0.150 s"
     assert placed.reason.length is not None
     assert placed.reason.length.p50_tokens == 10.0
+
+
+def test_a_lost_run_waits_while_it_would_cost_others_and_not_for_ever() -> None:
+    config = SchedulerConfig(agentserve=AgentServeConfig(lost_wait_s=2.0, lost_wait_slos=0.0))
+    cluster = Cluster("agentserve", spec("a"), config=config, profiles=loaded_profile)
+    cluster.run(1.0, call("resident", latest_deadline_s=1.13, max_tokens=10))
+    (held,) = cluster.at(1.0, call("late", latest_deadline_s=1.001))
+    assert isinstance(held, Hold)
+    assert held.reason.rule.startswith("run lost: gives way, others would lose 0.")
+    assert [type(decision) for decision in cluster.finish(1.1, "resident")] == [Dispatch]
+
+
+def test_a_new_run_waits_while_it_would_cost_more_than_it_may_gain() -> None:
+    config = SchedulerConfig(agentserve=AgentServeConfig(life_weight=100.0))
+    cluster = Cluster("agentserve", spec("a"), config=config, profiles=loaded_profile)
+    cluster.run(1.0, call("resident", latest_deadline_s=1.13, max_tokens=10))
+    (held,) = cluster.at(1.0, call("new", latest_deadline_s=9.0))
+    assert isinstance(held, Hold)
+    assert held.reason.rule.startswith("new run waits: would cost others ")
+    (going,) = cluster.finish(1.1, "resident")
+    assert isinstance(going, Dispatch)
+    assert going.request_id == "new"
 
 
 def test_goodserve_says_why_the_others_lost() -> None:
@@ -96,13 +139,13 @@ def test_a_newcomer_avoids_delaying_many_residents() -> None:
 
 def test_a_tighter_call_gets_the_smaller_priority_and_a_lost_run_the_lowest() -> None:
     cluster = Cluster("agentserve", spec("a"))
-    tight = cluster.place(1.0, call("tight", target_deadline_s=5.0, latest_deadline_s=9.0))
+    soon = cluster.place(1.0, call("tight", target_deadline_s=5.0, latest_deadline_s=9.0))
     loose = cluster.place(1.0, call("loose", target_deadline_s=50.0, latest_deadline_s=90.0))
     free = cluster.place(1.0, call("free"))
     lost = cluster.place(1.0, call("lost", target_deadline_s=0.5, latest_deadline_s=0.9))
-    assert tight.priority == round((5.0 - 0.2) * 100)
-    assert tight.priority < loose.priority < free.priority < lost.priority == LOWEST_PRIORITY
-    assert lost.reason.rule == "run lost: gives way, least delay of others, of 1"
+    assert soon.priority == round((9.0 - 0.2) * 100)
+    assert soon.priority < loose.priority < free.priority < lost.priority == LOWEST_PRIORITY
+    assert lost.reason.rule == "run lost: gives way, least harm to others, of 1"
 
 
 def test_a_decision_says_the_priority_for_an_engine_that_takes_none_too() -> None:
