@@ -316,6 +316,8 @@ class Scheduler:
     def _check(self, cause_id: str, call: Call, now_s: float) -> list[Decision]:
         """Re-estimate a running call and move it if the policy says so."""
         self._state.reestimate(call)
+        if self._rectifier is None and self._evacuator is None:
+            return []
         self._state.refresh(call)
         pool = self._state.pool_of(call)
         seat = call.seat
