@@ -20,7 +20,7 @@ from benchmarks.lab.tune import RESULTS, tuned
 LOADS = RESULTS / "loads.json"
 SEED = 201
 LEVELS = (0.95, 0.8, 0.5)
-STRONGEST = ("prefix_affinity", "session_affinity", "least_requests", "goodserve", "polyserve")
+STRONGEST = ("polyserve", "hexagent", "goodserve", "prefix_affinity", "session_affinity")
 LADDERS: Mapping[str, tuple[float, ...]] = {
     "coding-hot": (0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3),
     "coding-bursts": (0.06, 0.1, 0.18, 0.3, 0.45, 0.6),

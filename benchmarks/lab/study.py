@@ -31,7 +31,7 @@ from benchmarks.lab.tune import RESULTS, tuned
 from benchmarks.lab.write import write_pages
 
 OURS = "agentserve"
-STRONGEST = ("prefix_affinity", "session_affinity", "least_requests", "goodserve", "polyserve")
+STRONGEST = ("polyserve", "hexagent", "goodserve", "prefix_affinity", "session_affinity")
 LEVELS = ("95", "80", "50")
 RULES = ("solo_scale", "solo_scale_lognormal", "fixed")
 GOODSERVE_SCALES = (1.0, 1.5, 2.0, 2.5, 3.0)
@@ -185,7 +185,7 @@ def goodserve_table(study: Study) -> None:
         "goodserve, as published": {"policy": "goodserve"},
         "goodserve, no predictor": {**good, "predictor": False},
         "goodserve, no migration": {**good, "migration": False},
-        **published(["prefix_affinity", "session_affinity"]),
+        **published(["prefix_affinity", "polyserve"]),
         OURS: ours(),
     }
     for scale in GOODSERVE_SCALES:
@@ -198,8 +198,8 @@ def goodserve_table(study: Study) -> None:
 
 def hexagent_table(study: Study) -> None:
     """HexAGenT's table: the smallest SLO scale with 95 and 99 % of the runs in time."""
-    variants = {**published(["hexagent", "goodserve", "prefix_affinity", "least_requests"]), OURS: ours()}
-    for workload, rate in (("hexagent-hetero-1", 14.0), ("hexagent-hetero-2", 18.0)):
+    variants = {**published(["hexagent", "goodserve", "prefix_affinity", "polyserve"]), OURS: ours()}
+    for workload, rate in (("hexagent-hetero-1", 18.0), ("hexagent-hetero-2", 22.0)):
         shares: dict[str, list[float]] = {label: [] for label in variants}
         for scale in HEXAGENT_SCALES:
             settings = {"workload.limit": 400, "workload.rate": rate, "slo.alpha": scale}
@@ -219,7 +219,7 @@ def capacity(study: Study) -> None:
         curves: dict[str, list[float]] = {}
         for rate in ladder:
             settings = {"workload.rate": rate, "workload.limit": study.limit(workload)}
-            variants = {**published(STRONGEST[:3]), OURS: ours()}
+            variants = {**published(["polyserve", "prefix_affinity", "goodserve"]), OURS: ours()}
             found = study.simulate(f"{workload}, {rate:.3g} runs/s", workload, settings, variants, [1])
             for label, rows in found.items():
                 curves.setdefault(label, []).append(_mean(rows, "attainment"))

@@ -16,9 +16,9 @@ _INTRO = """# What the lab found
 
 Written by `{command}` from {commit} ({machine}, {date}); the figures are in `benchmarks/results/study.json`.
 Attainment is the share of runs that end within their SLO, so with equal arrivals its ratio is that of goodput. 'Best
-published' is, at each point, the policy with the highest mean among `prefix_affinity`, `session_affinity`,
-`least_requests`, `goodserve` and `polyserve`, each with the parameters that tuning found best
-(`benchmarks/results/tuned.toml`). Intervals are 95 %.
+published' is, at each point, the policy with the highest mean among `polyserve`, `hexagent`, `goodserve`,
+`prefix_affinity` and `session_affinity`, which tuning found strongest, each with its best parameters
+(`benchmarks/results/tuned.toml`); further down all are compared. Intervals are 95 %.
 
 ![Share of runs in time by load, on six workloads](images/lab-results.svg)
 """
