@@ -22,10 +22,10 @@ SEED = 201
 LEVELS = (0.95, 0.8, 0.5)
 STRONGEST = ("polyserve", "hexagent", "goodserve", "prefix_affinity", "session_affinity")
 LADDERS: Mapping[str, tuple[float, ...]] = {
-    "coding-hot": (0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3),
-    "coding-bursts": (0.06, 0.1, 0.18, 0.3, 0.45, 0.6),
+    "coding-hot": (0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5),
+    "coding-bursts": (0.03, 0.06, 0.1, 0.18, 0.3, 0.45, 0.6, 0.9, 1.4),
     "dags-hot": (3.0, 4.0, 5.0, 6.0, 7.0, 8.5),
-    "mooncake": (0.6, 0.9, 1.2, 1.6, 2.0, 2.6),
+    "mooncake": (0.15, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.6),
     "azure-conv": (15.0, 20.0, 23.0, 25.0, 27.0, 30.0),
     "tenants": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
 }

@@ -189,7 +189,7 @@ def _share(values: Iterable[float]) -> str:
 
 
 def _or_more(scale: float | None) -> str:
-    return "beyond 6" if scale is None else f"{scale:.2f}"
+    return "beyond 4.5" if scale is None else f"{scale:.2f}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,110 @@
+"""What a run has still to do, and what it loses by delay, on cases small enough to work out by hand."""
+
+import numpy as np
+import pytest
+
+from scheduler.config import LengthConfig
+from scheduler.rest import RestByForecast, RestBySlo, RestByVisit, RestModel
+from scheduler.runs import Mark, RunFacts
+from scheduler.stakes import expected_rest_s, outcome, stake
+
+
+def ended(
+    total_s: float, *, calls: int = 2, slo_s: float | None = None, waited_s: float = 0.0
+) -> tuple[RunFacts, float]:
+    """A run whose calls ended at equal distances until its end after `total_s`; it waited before its last call."""
+    facts = RunFacts(0.0, "w", slo_s)
+    for visit in range(1, calls + 1):
+        facts.marks.append(Mark("n", visit, total_s * visit / calls, 0.0 if visit < calls else waited_s))
+    facts.waited_s = waited_s
+    return facts, total_s
+
+
+def learned(*runs: tuple[RunFacts, float]) -> RestModel:
+    model = RestModel(LengthConfig())
+    for facts, ended_s in runs:
+        model.learn(facts, ended_s)
+    return model
+
+
+def chance(rest: object, left_s: float) -> float:
+    return float(rest.chances(np.array([left_s]))[0])  # type: ignore[attr-defined]
+
+
+def test_before_five_runs_have_ended_the_forecast_is_believed() -> None:
+    model = learned(*[ended(4.0)] * 4)
+    assert model.rest("w", "n", 1, None, 0.0, 3.0) == RestByForecast(3.0)
+    assert isinstance(learned(*[ended(4.0)] * 5).rest("w", "n", 1, None, 0.0, 3.0), RestByVisit)
+    assert chance(RestByForecast(0.0), 0.0) == 1.0
+    assert chance(RestByForecast(0.0), -0.1) == 0.0
+    assert chance(RestByForecast(10.0), 10.0 * np.exp(-0.5)) == pytest.approx(0.5)
+
+
+def test_rests_are_learned_by_the_visit() -> None:
+    model = learned(*[ended(8.0)] * 200)
+    first, last = (model.rest("w", "n", visit, None, 0.0, 0.0) for visit in (1, 2))
+    assert chance(first, 3.0) < 0.05
+    assert chance(first, 5.0) > 0.95
+    assert chance(last, 0.0) > 0.9  # it ends the run
+
+
+def test_what_later_calls_waited_is_no_part_of_a_rest() -> None:
+    model = learned(*[ended(10.0, waited_s=6.0)] * 200)
+    # 5 s after the first call's end, 6 of them spent waiting: nothing is left of them.
+    assert chance(model.rest("w", "n", 1, None, 0.0, 0.0), 0.1) > 0.9
+
+
+def test_an_slo_that_tells_the_length_is_used() -> None:
+    totals = [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
+    runs = [ended(total, slo_s=2.0 * total) for total in totals * 40]
+    for facts, _ in runs:
+        del facts.marks[1:]  # of the last call both ways would know that it ends the run
+    model = learned(*runs)
+    rest = model.rest("w", "n", 1, 100.0, 25.0, 0.0)
+    assert isinstance(rest, RestBySlo)
+    # Half of its 100 s of SLO in all, 25 s of which are served.
+    assert chance(rest, 15.0) < 0.1
+    assert chance(rest, 35.0) > 0.9
+
+
+def test_an_slo_that_tells_nothing_is_not_used() -> None:
+    model = learned(*[ended(8.0, slo_s=slo) for slo in (9.0, 20.0, 45.0, 100.0, 220.0, 500.0)] * 40)
+    assert isinstance(model.rest("w", "n", 1, 100.0, 4.0, 0.0), RestByVisit)
+
+
+def test_a_run_that_has_had_more_than_any_before_is_a_coin_toss() -> None:
+    model = learned(*[ended(8.0, slo_s=16.0)] * 100)
+    assert chance(model._by_slo("w", 16.0, 500.0), 1.0) == 0.5
+    assert chance(model._by_slo("w", 16.0, 500.0), -1.0) == 0.0
+
+
+def test_workflows_are_forgotten_beyond_a_bound() -> None:
+    model = RestModel(LengthConfig(max_keys=8))
+    for i in range(50):
+        facts, ended_s = ended(4.0)
+        facts.workflow = f"w{i}"
+        model.learn(facts, ended_s)
+    assert len(model._runs) == 8
+
+
+def test_the_chance_is_the_share_of_lengths_that_leave_time_for_the_rest() -> None:
+    found = outcome(
+        RestByForecast(0.0), 1.0, np.array([0.2, 0.9]), np.array([0.01, 0.01]), np.array([10.0, 50.0, 100.0])
+    )
+    # 0.8 s and 0.1 s are left for 0.1, 0.5 and 1 s of tokens.
+    assert found == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_only_a_run_between_safe_and_lost_has_a_stake() -> None:
+    safe, torn, lost = (stake(RestByForecast(0.0), left_s, 0.01, 100.0) for left_s in (60.0, 1.2, 0.05))
+    assert (safe, lost) == (0.0, 0.0)
+    assert torn == pytest.approx(0.25 / 0.2)  # the third of four lengths, 1.15 s, misses within 0.2 s
+    assert stake(RestByForecast(0.0), -1.0, 0.01, 100.0) == 0.0
+
+
+def test_the_expected_rest_is_cut_at_the_deadline() -> None:
+    model = learned(*[ended(8.0)] * 300)
+    rest = model.rest("w", "n", 1, None, 0.0, 0.0)
+    assert expected_rest_s(rest, 100.0) == pytest.approx(4.0, abs=7.0)
+    assert expected_rest_s(rest, 2.0) == pytest.approx(2.0, abs=0.2)
+    assert expected_rest_s(rest, 0.0) == 0.0
