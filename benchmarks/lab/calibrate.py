@@ -27,7 +27,7 @@ LADDERS: Mapping[str, tuple[float, ...]] = {
     "dags-hot": (3.0, 4.0, 5.0, 6.0, 7.0, 8.5),
     "mooncake": (0.15, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.6),
     "azure-conv": (15.0, 20.0, 23.0, 25.0, 27.0, 30.0),
-    "tenants": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
+    "tenants": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
 }
 LIMITS: Mapping[str, int] = {
     "coding-hot": 300, "coding-bursts": 300, "dags-hot": 600, "mooncake": 700, "azure-conv": 1200, "tenants": 500,
