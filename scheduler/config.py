@@ -164,11 +164,13 @@ class AgentServeConfig:
 
     second_price: float = 0.001
     """Price of a second of anybody's delay, in runs: what decides where no run's chance is at stake."""
+    capability_weight: float = 1.0
+    """How much dearer a second of its own is on a stronger instance: 1 in proportion to capability, 0 not at all."""
     resident_weight: float = 1.0
     """Weight of what the runs of resident calls lose of their chances."""
-    coming_weight: float = 1.5
-    """Weight of what runs of calls to come lose; above 1, since a delay is passed on to those after."""
-    queue_weight: float = 2.0
+    coming_weight: float = 1.0
+    """Weight of what runs of calls to come lose."""
+    queue_weight: float = 1.0
     """The same for what they lose by waiting behind its prefill."""
     late_moves: bool = True
     """Move late calls where that pays."""
@@ -201,6 +203,7 @@ class AgentServeConfig:
         check_bounds(
             self,
             second_price=(0.0, 10.0),
+            capability_weight=(0.0, 10.0),
             resident_weight=(0.0, 100.0),
             coming_weight=(0.0, 1000.0),
             queue_weight=(0.0, 1000.0),

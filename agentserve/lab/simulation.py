@@ -13,7 +13,8 @@ from agentserve.lab.kernel import Kernel
 from agentserve.lab.options import Fault, FaultKind, SimulatedInstance, SimulationOptions
 from agentserve.lab.plans import Workload
 from agentserve.lab.results import InstanceSample, InstanceUse, ReplayResult, SimulationResult
-from agentserve.lab.virtual_calls import LiveCall, Seat, VirtualCalls
+from agentserve.lab.virtual_calls import LiveCall, VirtualCalls
+from agentserve.lab.virtual_fleet import Seat
 from agentserve.lab.virtual_runs import BegunCall, VirtualRuns
 from agentserve.records import CallRecord, RunRecord
 from scheduler.config import SchedulerConfig
@@ -179,7 +180,7 @@ class _Simulation:
             self._on_progress(progress)
 
     def _report(self, instance_id: str) -> None:
-        self.calls.report(self.calls.seats[instance_id])
+        self.calls.fleet.report(instance_id)
         self.kernel.after(self._options.report_period_s, self._report, instance_id)
 
     def _tell_progress(self) -> None:
@@ -208,11 +209,11 @@ class _Simulation:
                 self._gone.append(self.calls.seats[fault.instance_id])
                 self.calls.lose(fault.instance_id)
             case FaultKind.BACK:
-                self.calls.come_back(fault.instance_id)
+                self.calls.fleet.come_back(fault.instance_id)
             case FaultKind.SLOW:
-                self.calls.slow_down(fault.instance_id, fault.factor)
+                self.calls.fleet.slow_down(fault.instance_id, fault.factor)
             case FaultKind.DRAIN:
-                self.calls.drain(fault.instance_id)
+                self.calls.fleet.drain(fault.instance_id)
 
 
 def _sum(left: InstanceUse, right: InstanceUse) -> InstanceUse:

@@ -5,17 +5,15 @@ and ends. True output lengths are known to the engines alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from typing import assert_never
 
-from agentserve.emulator.engine import Engine
 from agentserve.emulator.sequence import EngineRequest, RemoteKv
 from agentserve.lab.kernel import Kernel
 from agentserve.lab.options import SimulatedInstance, SimulationOptions
 from agentserve.lab.prefix_keys import answer_keys, coarse, prompt_keys
 from agentserve.lab.results import Placement
-from agentserve.lab.virtual_engine import VirtualEngine
+from agentserve.lab.virtual_fleet import Seat, VirtualFleet
 from agentserve.lab.virtual_runs import BegunCall
 from agentserve.records import CallRecord
 from scheduler import events
@@ -54,20 +52,6 @@ class LiveCall:
     arrival: events.RequestArrived | None = None
 
 
-@dataclass(eq=False, slots=True)
-class Seat:
-    """One instance: its engine, and the calls it serves by the name of their attempts."""
-
-    given: SimulatedInstance
-    profile: GpuProfile
-    virtual: VirtualEngine
-    calls: dict[str, LiveCall] = field(default_factory=dict)
-    is_live: bool = True
-    last_report: tuple[object, ...] = ()
-    reported_s: float = -1e9
-    preemptions: int = 0
-
-
 class VirtualCalls:
     """Serves calls. `on_end(call, record)` is told of each that ended, well or not."""
 
@@ -83,38 +67,23 @@ class VirtualCalls:
     ) -> None:
         self._kernel = kernel
         self._scheduler = scheduler
-        self._profiles = profiles
         self._model = model
         self._options = options
         self._on_end = on_end
-        self._ids = count(1)
         self._woken = 0
         self.calls: dict[str, LiveCall] = {}
-        self.seats: dict[str, Seat] = {}
         self.placements: list[Placement] = []
         self.errors: dict[str, int] = {}
+        self.fleet = VirtualFleet(kernel, profiles, options, feed=self._feed, listener=self)
         for given in instances:
-            self.join(given)
+            self.fleet.join(given)
+
+    @property
+    def seats(self) -> dict[str, Seat]:
+        """The instances by their ids."""
+        return self.fleet.seats
 
     # Instances
-
-    def join(self, given: SimulatedInstance) -> None:
-        """An instance with an empty cache becomes a candidate."""
-        spec, options = given.spec, self._options
-        profile = self._profiles(spec.gpu, spec.model)
-        engine = Engine(
-            profile,
-            max_num_seqs=spec.max_num_seqs,
-            max_batched_tokens=spec.max_batched_tokens,
-            block_tokens=options.engine_block_tokens,
-            kv_capacity_tokens=spec.kv_capacity_tokens,
-            kv_link_bytes_per_s=spec.kv_link_bytes_per_s,
-            use_priority=options.engine_priority and spec.supports_priority,
-        )
-        engine.slowdown = given.slowdown / spec.speed
-        seat = Seat(given, profile, VirtualEngine(self._kernel, engine, _Ears(self, spec.instance_id)))
-        self.seats[spec.instance_id] = seat
-        self._feed(events.InstanceJoined(event_id=self._id(), instance=spec))
 
     def lose(self, instance_id: str) -> None:
         """An instance dies: its calls go on elsewhere from what they put out."""
@@ -122,54 +91,13 @@ class VirtualCalls:
         if not seat.is_live:
             return
         self._tell_progress(seat)
-        emitted = seat.virtual.emitted()
-        seat.is_live = False
-        seat.virtual.stop()
-        self._feed(events.InstanceLost(event_id=self._id(), instance_id=instance_id, reason="fault"))
-        broken, seat.calls = seat.calls, {}
+        emitted, broken = seat.virtual.emitted(), seat.calls
+        self.fleet.lose(seat)
         for attempt_id, call in broken.items():
             if call.begun.request_id in self.calls and attempt_id in (call.attempt_id, _prefill_id(call)):
                 call.emitted += emitted.get(attempt_id, 0) if attempt_id == call.attempt_id else 0
                 self._close_legs(call, but=instance_id)
                 self._fail(call, instance_id, "the instance died")
-
-    def come_back(self, instance_id: str) -> None:
-        """A lost instance joins again, with nothing cached."""
-        if not self.seats[instance_id].is_live:
-            self.join(self.seats[instance_id].given)
-
-    def drain(self, instance_id: str) -> None:
-        """An instance takes no new work."""
-        if self.seats[instance_id].is_live:
-            self._feed(events.InstanceDraining(event_id=self._id(), instance_id=instance_id))
-
-    def slow_down(self, instance_id: str, factor: float) -> None:
-        """An instance becomes a straggler."""
-        seat = self.seats[instance_id]
-        seat.virtual.slow_down(factor * seat.given.slowdown / seat.given.spec.speed)
-
-    def report(self, seat: Seat) -> None:
-        """A worker reads its engine now, the scheduler hears of it later; without changes once a second."""
-        if not seat.is_live:
-            return
-        engine, now_s = seat.virtual.engine, self._kernel.now_s
-        counters = engine.counters
-        figures = (counters.requests, counters.iterations)
-        if figures == seat.last_report and now_s - seat.reported_s < 1.0:
-            return
-        state = engine.state
-        seat.last_report, seat.reported_s = figures, now_s
-        event = events.InstanceReported(
-            event_id=self._id(),
-            instance_id=seat.given.spec.instance_id,
-            measured_at_s=now_s,
-            running=state.running,
-            waiting=state.waiting,
-            kv_usage=state.kv_usage,
-            preemptions=counters.preemptions - seat.preemptions,
-        )
-        seat.preemptions = counters.preemptions
-        self._kernel.after(self._options.report_delay_s, self._report_came, seat, event)
 
     def tell_progress(self) -> None:
         """Tokens that came to the gateway since the scheduler last heard of them."""
@@ -188,7 +116,7 @@ class VirtualCalls:
         self.calls[begun.request_id] = call
         self._feed(
             events.RequestArrived(
-                event_id=self._id(),
+                event_id=self.fleet.next_id(),
                 request_id=begun.request_id,
                 model=self._model,
                 prompt_tokens=step.prompt_tokens,
@@ -212,7 +140,10 @@ class VirtualCalls:
         if request_id in self.calls:
             self._feed(
                 events.DeadlinesMoved(
-                    event_id=self._id(), request_id=request_id, target_deadline_s=target_s, latest_deadline_s=latest_s
+                    event_id=self.fleet.next_id(),
+                    request_id=request_id,
+                    target_deadline_s=target_s,
+                    latest_deadline_s=latest_s,
                 )
             )
 
@@ -222,11 +153,11 @@ class VirtualCalls:
         if call is not None:
             self._close_legs(call)
             self._conclude(call, ok=False)
-            self._feed(events.RequestCancelled(event_id=self._id(), request_id=request_id))
+            self._feed(events.RequestCancelled(event_id=self.fleet.next_id(), request_id=request_id))
 
     def run_ended(self, run_id: str, *, succeeded: bool) -> None:
         """A run is over."""
-        self._feed(events.RunEnded(event_id=self._id(), run_id=run_id, succeeded=succeeded))
+        self._feed(events.RunEnded(event_id=self.fleet.next_id(), run_id=run_id, succeeded=succeeded))
 
     # What engines say
 
@@ -245,7 +176,7 @@ class VirtualCalls:
         call.served_by = instance_id
         cached = call.cached_tokens if call.cause is None else None
         self._feed(
-            events.FirstToken(event_id=self._id(), request_id=call.begun.request_id, cached_tokens=cached),
+            events.FirstToken(event_id=self.fleet.next_id(), request_id=call.begun.request_id, cached_tokens=cached),
         )
 
     def finished(self, instance_id: str, attempt_id: str) -> None:
@@ -260,7 +191,7 @@ class VirtualCalls:
         self._conclude(call, ok=True)
         self._feed(
             events.RequestFinished(
-                event_id=self._id(),
+                event_id=self.fleet.next_id(),
                 request_id=call.begun.request_id,
                 prompt_tokens=step.prompt_tokens,
                 output_tokens=step.output_tokens,
@@ -268,7 +199,7 @@ class VirtualCalls:
             )
         )
 
-    def transferred(self, attempt_id: str, instance_id: str) -> None:
+    def transferred(self, instance_id: str, attempt_id: str) -> None:
         """A decode leg has its KV: the prefill side may free it."""
         call = self.seats[instance_id].calls.get(attempt_id)
         if call is not None and call.lease_on is not None:
@@ -372,7 +303,7 @@ class VirtualCalls:
         call.is_prefilled, call.lease_on = True, instance_id
         call.cached_tokens = call.cached_tokens if call.cached_tokens is not None else 0
         target = self.seats[call.decode]
-        self._feed(events.PrefillFinished(event_id=self._id(), request_id=call.begun.request_id))
+        self._feed(events.PrefillFinished(event_id=self.fleet.next_id(), request_id=call.begun.request_id))
         if lease is None or not target.is_live:
             self._close_legs(call)
             self._fail(call, call.decode, "the KV could not be handed over")
@@ -402,7 +333,7 @@ class VirtualCalls:
     def _fail(self, call: LiveCall, instance_id: str, error: str, *, retryable: bool = True) -> None:
         self._feed(
             events.RequestFailed(
-                event_id=self._id(),
+                event_id=self.fleet.next_id(),
                 request_id=call.begun.request_id,
                 instance_id=instance_id,
                 output_tokens=call.emitted,
@@ -448,38 +379,15 @@ class VirtualCalls:
             total = call.emitted + tokens
             if total > call.told:
                 call.told = total
-                self._feed(events.Progress(event_id=self._id(), request_id=call.begun.request_id, output_tokens=total))
-
-    def _report_came(self, seat: Seat, event: events.InstanceReported) -> None:
-        if seat.is_live and self.seats[event.instance_id] is seat:
-            self._feed(event)
+                self._feed(
+                    events.Progress(
+                        event_id=self.fleet.next_id(), request_id=call.begun.request_id, output_tokens=total
+                    )
+                )
 
     def _wake(self, number: int) -> None:
         if number == self._woken:
-            self._feed(events.Woke(event_id=self._id()))
-
-    def _id(self) -> str:
-        return f"e{next(self._ids)}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Ears:
-    """Hears one engine for all its calls."""
-
-    calls: VirtualCalls
-    instance_id: str
-
-    def first_token(self, attempt_id: str, cached_tokens: int) -> None:
-        """A request put out its first token here."""
-        self.calls.first_token(self.instance_id, attempt_id, cached_tokens)
-
-    def finished(self, attempt_id: str) -> None:
-        """A request put out its last token."""
-        self.calls.finished(self.instance_id, attempt_id)
-
-    def transferred(self, attempt_id: str) -> None:
-        """A request's KV has come from where it was."""
-        self.calls.transferred(attempt_id, self.instance_id)
+            self._feed(events.Woke(event_id=self.fleet.next_id()))
 
 
 def _prefill_id(call: LiveCall) -> str:

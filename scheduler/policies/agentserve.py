@@ -6,14 +6,15 @@ A placement costs what its own run and all others lose by it of their chances to
           + r · (stake · chunk + stake_tokens · marginal)    what the runs of resident calls lose
           + c · draw_tokens · marginal · decode              what runs of calls to come lose while this one decodes
           + q · draw · chunk · (queue + prefill)             and behind its prefill
-          + second_price · (own time + delay of others + evicted prefixes + KV pressure, in seconds)
+          + second_price · (own time · capability + delay of others + evicted prefixes + KV pressure, in seconds)
 
 The third term keeps fast instances for those that need them: where tight calls come, a step is dear. Calls that lose
 nothing by it go to slow or full instances; where nothing is at stake anywhere, the least delay in sum decides.
 
 A new run waits at the gateway while what it costs others, over all that is expected of it, exceeds its own chance.
 A run whose chance is gone gives way: its calls wait while they would cost others, for a bounded time in all. Engines
-order their queues by deadline, lost runs last. Calls without a deadline have no stake and go where the delay is least.
+order their queues by deadline, lost runs last. Calls without a deadline have no stake and go where the delay is least;
+for the others a second of their own is dearer on a stronger instance: just enough, where nothing else speaks.
 """
 
 from dataclasses import dataclass
@@ -134,10 +135,11 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     if options.prefill_rows:
         pairs = stalled[options.prefill_rows] + coming[options.decode_rows]
         loss = np.concatenate((loss, pairs))
-    delay_s = options.own_s + options.harm_s
+    deadline_s = call.deadline_s
+    own_s = options.own_s if deadline_s is None else _dearer(options, prices.capability_weight)
+    delay_s = own_s + options.harm_s
     price = delay_s * prices.second_price
     price += loss
-    deadline_s = call.deadline_s
     if deadline_s is None:
         return _Priced(price, None, loss, delay_s, None, False)
     rest = rest_after(call, state.runs.of(call), state.rests, now_s, state.alone_s(call, demand.output_tokens))
@@ -148,6 +150,14 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     best = float(chance.max(where=options.allowed, initial=0.0))
     is_lost = best < prices.lost_chance or deadline_s <= now_s
     return _Priced(price, chance, loss, delay_s, rest, is_lost)
+
+
+def _dearer(options: Options, weight: float) -> Floats:
+    """Own time, dearer where a stronger instance is occupied: just enough, where nothing else speaks."""
+    capability = options.pool.relative_capability
+    if options.decode_rows:
+        capability = np.concatenate((capability, capability[options.decode_rows]))
+    return options.own_s * (1.0 + weight * (capability - 1.0))
 
 
 def _waits(call: Call, state: ClusterState, options: Options, priced: _Priced, best: int, now_s: float) -> str | None:

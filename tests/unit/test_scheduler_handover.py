@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.config import EstimateConfig, LengthConfig, MigrationConfig, SchedulerConfig
+from scheduler.config import AgentServeConfig, EstimateConfig, LengthConfig, MigrationConfig, SchedulerConfig
 from scheduler.decisions import Decision, Dispatch, MigrationCause, MoveBy
 from scheduler.errors import InvalidConfig
 from scheduler.events import (
@@ -94,7 +94,10 @@ def test_a_pool_whose_linked_instances_are_all_of_different_groups_holds_a_call_
 
 def disaggregated(**estimate: float) -> Cluster:
     """`p` prefills for `d` and, twice as slow, for `e`."""
-    settings = config(estimate=EstimateConfig(min_correction=1.0, max_correction=1.0, **estimate))
+    settings = config(
+        estimate=EstimateConfig(min_correction=1.0, max_correction=1.0, **estimate),
+        agentserve=AgentServeConfig(capability_weight=0.0),
+    )
     pool = [linked("p", role=Role.PREFILL), linked("d", "fast", role=Role.DECODE), linked("e", role=Role.DECODE)]
     return Cluster("agentserve", *pool, config=settings)
 

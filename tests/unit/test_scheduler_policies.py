@@ -30,18 +30,19 @@ def test_goodserve_takes_the_weakest_that_meets_the_deadline(left_s: float | Non
 
 
 @pytest.mark.parametrize(
-    ("left_s", "rule"),
+    ("left_s", "chosen", "rule"),
     [
-        (9.0, "most runs in time: chance 1.00, others lose 0.000, of 3"),
         # 10 tokens after 100 of prompt take 0.2 s on slow, 0.1 s on fast, 0.05 s on huge.
-        (0.06, "most runs in time: chance 1.00, others lose 0.000, of 3"),
-        (0.04, "run lost: gives way, least harm to others, of 3"),
-        (None, "no deadline: least delay in sum, of 3"),
+        (9.0, "a", "most runs in time: chance 1.00, others lose 0.000, of 3"),
+        (0.15, "b", "most runs in time: chance 1.00, others lose 0.000, of 3"),
+        (0.06, "c", "most runs in time: chance 1.00, others lose 0.000, of 3"),
+        (0.04, "a", "run lost: gives way, least harm to others, of 3"),
+        (None, "c", "no deadline: least delay in sum, of 3"),
     ],
 )
-def test_an_idle_cluster_serves_on_its_quickest_instance(left_s: float | None, rule: str) -> None:
+def test_an_idle_cluster_gives_the_instance_that_is_just_enough(left_s: float | None, chosen: str, rule: str) -> None:
     placed = Cluster("agentserve", *POOL).place(1.0, call("r", latest_deadline_s=left_s and 1.0 + left_s))
-    assert (placed.decode_instance, placed.reason.rule) == ("c", rule)
+    assert (placed.decode_instance, placed.reason.rule) == (chosen, rule)
 
 
 def tight(name: str, now_s: float) -> RequestArrived:
@@ -50,7 +51,8 @@ def tight(name: str, now_s: float) -> RequestArrived:
 
 
 def test_a_loose_call_leaves_the_instance_that_tight_ones_need() -> None:
-    cluster = Cluster("agentserve", *POOL, profiles=loaded_profile)
+    config = SchedulerConfig(agentserve=AgentServeConfig(capability_weight=0.0))
+    cluster = Cluster("agentserve", *POOL, config=config, profiles=loaded_profile)
     for i in range(20):
         cluster.run(0.1 * i, tight(f"tight-{i}", 0.1 * i))
         cluster.finish(0.1 * i + 0.05, f"tight-{i}")
@@ -73,12 +75,13 @@ def test_a_call_goes_where_its_delay_costs_residents_least() -> None:
 def test_a_decision_names_every_candidate_with_its_figures() -> None:
     placed = Cluster("agentserve", *POOL).place(1.0, call("r", target_deadline_s=1.15))
     chosen, *others = placed.reason.candidates
-    assert (chosen.decode_instance, chosen.verdict, placed.reason.candidates_total) == ("c", "chosen", 3)
-    assert (chosen.predicted_prefill_s, chosen.predicted_decode_s) == pytest.approx((0.025, 0.025))
-    assert chosen.slack_s == pytest.approx(0.1)
-    assert [other.decode_instance for other in others] == ["b", "a"]
-    assert others[0].verdict == "price +0.00005: chance +0.000, others lose +0.0000, delay +0.050 s"
-    assert others[1].verdict == "price +1.00015: chance -1.000, others lose +0.0000, delay +0.150 s"
+    assert (chosen.decode_instance, chosen.verdict, placed.reason.candidates_total) == ("b", "chosen", 3)
+    assert (chosen.predicted_prefill_s, chosen.predicted_decode_s) == pytest.approx((0.05, 0.05))
+    assert chosen.slack_s == pytest.approx(0.05)
+    assert [other.decode_instance for other in others] == ["c", "a"]
+    # A second is four times as dear on huge as on slow, twice as dear on fast: 0.05 s against 0.1 s come to the same.
+    assert others[0].verdict == "price +0.00000: chance +0.000, others lose +0.0000, delay +0.000 s"
+    assert others[1].verdict == "price +1.00000: chance -1.000, others lose +0.0000, delay +0.000 s"
     assert placed.reason.length is not None
     assert placed.reason.length.p50_tokens == 10.0
 

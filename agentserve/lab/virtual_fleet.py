@@ -1,0 +1,162 @@
+"""Which instances are there in virtual time, and what do their workers report? Engines that join, slow down and die."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Protocol
+
+from agentserve.emulator.engine import Engine
+from agentserve.lab.kernel import Kernel
+from agentserve.lab.options import SimulatedInstance, SimulationOptions
+from agentserve.lab.virtual_engine import VirtualEngine
+from scheduler import events
+from scheduler.profiles.profile import GpuProfile
+
+if TYPE_CHECKING:
+    from agentserve.lab.virtual_calls import LiveCall
+
+UNCHANGED_S = 1.0
+"""A report that says nothing new is told this often."""
+
+
+class FleetListener(Protocol):
+    """Who is told what the engines did, by instance."""
+
+    def first_token(self, instance_id: str, attempt_id: str, cached_tokens: int) -> None:
+        """A request put out its first token."""
+        ...
+
+    def finished(self, instance_id: str, attempt_id: str) -> None:
+        """A request put out its last token."""
+        ...
+
+    def transferred(self, instance_id: str, attempt_id: str) -> None:
+        """A request's KV has come from where it was."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Seat:
+    """One instance: its engine, and the calls it serves by the name of their attempts."""
+
+    given: SimulatedInstance
+    profile: GpuProfile
+    virtual: VirtualEngine
+    calls: "dict[str, LiveCall]" = field(default_factory=dict)
+    is_live: bool = True
+    last_report: tuple[int, int] = (-1, -1)
+    reported_s: float = -1e9
+    preemptions: int = 0
+
+
+class VirtualFleet:
+    """The instances of a simulation. `feed` tells the scheduler an event."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        profiles: Callable[[str, str], GpuProfile],
+        options: SimulationOptions,
+        *,
+        feed: Callable[[events.Event], None],
+        listener: FleetListener,
+    ) -> None:
+        self._kernel = kernel
+        self._profiles = profiles
+        self._options = options
+        self._feed = feed
+        self._listener = listener
+        self._ids = count(1)
+        self.seats: dict[str, Seat] = {}
+
+    def next_id(self) -> str:
+        """A fresh event id."""
+        return f"e{next(self._ids)}"
+
+    def join(self, given: SimulatedInstance) -> None:
+        """An instance with an empty cache becomes a candidate."""
+        spec, options = given.spec, self._options
+        profile = self._profiles(spec.gpu, spec.model)
+        engine = Engine(
+            profile,
+            max_num_seqs=spec.max_num_seqs,
+            max_batched_tokens=spec.max_batched_tokens,
+            block_tokens=options.engine_block_tokens,
+            kv_capacity_tokens=spec.kv_capacity_tokens,
+            kv_link_bytes_per_s=spec.kv_link_bytes_per_s,
+            use_priority=options.engine_priority and spec.supports_priority,
+        )
+        engine.slowdown = given.slowdown / spec.speed
+        ears = _Ears(self._listener, spec.instance_id)
+        self.seats[spec.instance_id] = Seat(given, profile, VirtualEngine(self._kernel, engine, ears))
+        self._feed(events.InstanceJoined(event_id=self.next_id(), instance=spec))
+
+    def lose(self, seat: Seat) -> None:
+        """An instance dies, with all that ran there."""
+        seat.is_live, seat.calls = False, {}
+        seat.virtual.stop()
+        instance_id = seat.given.spec.instance_id
+        self._feed(events.InstanceLost(event_id=self.next_id(), instance_id=instance_id, reason="fault"))
+
+    def come_back(self, instance_id: str) -> None:
+        """A lost instance joins again, with nothing cached."""
+        if not self.seats[instance_id].is_live:
+            self.join(self.seats[instance_id].given)
+
+    def drain(self, instance_id: str) -> None:
+        """An instance takes no new work."""
+        if self.seats[instance_id].is_live:
+            self._feed(events.InstanceDraining(event_id=self.next_id(), instance_id=instance_id))
+
+    def slow_down(self, instance_id: str, factor: float) -> None:
+        """An instance becomes a straggler."""
+        seat = self.seats[instance_id]
+        seat.virtual.slow_down(factor * seat.given.slowdown / seat.given.spec.speed)
+
+    def report(self, instance_id: str) -> None:
+        """A worker reads its engine now, the scheduler hears of it later; without changes once a second."""
+        seat = self.seats[instance_id]
+        if not seat.is_live:
+            return
+        engine, now_s = seat.virtual.engine, self._kernel.now_s
+        counters = engine.counters
+        figures = (counters.requests, counters.iterations)
+        if figures == seat.last_report and now_s - seat.reported_s < UNCHANGED_S:
+            return
+        state = engine.state
+        seat.last_report, seat.reported_s = figures, now_s
+        event = events.InstanceReported(
+            event_id=self.next_id(),
+            instance_id=instance_id,
+            measured_at_s=now_s,
+            running=state.running,
+            waiting=state.waiting,
+            kv_usage=state.kv_usage,
+            preemptions=counters.preemptions - seat.preemptions,
+        )
+        seat.preemptions = counters.preemptions
+        self._kernel.after(self._options.report_delay_s, self._report_came, seat, event)
+
+    def _report_came(self, seat: Seat, event: events.InstanceReported) -> None:
+        if seat.is_live and self.seats[event.instance_id] is seat:
+            self._feed(event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ears:
+    """Hears one engine."""
+
+    listener: FleetListener
+    instance_id: str
+
+    def first_token(self, attempt_id: str, cached_tokens: int) -> None:
+        """A request put out its first token here."""
+        self.listener.first_token(self.instance_id, attempt_id, cached_tokens)
+
+    def finished(self, attempt_id: str) -> None:
+        """A request put out its last token."""
+        self.listener.finished(self.instance_id, attempt_id)
+
+    def transferred(self, attempt_id: str) -> None:
+        """A request's KV has come from where it was."""
+        self.listener.transferred(self.instance_id, attempt_id)
