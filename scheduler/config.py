@@ -232,8 +232,6 @@ class SchedulerConfig:
     """How long a call waits for an instance to join before it is refused."""
     max_attempts: int = 4
     """Failed attempts after which a call is refused."""
-    speed_sigma: float = 0.15
-    """Standard deviation of ln(time) that the latency model leaves unexplained."""
     waiting_tries: int = 2
     """Waiting calls that are asked about whenever capacity may have come free."""
     explained_candidates: int = 3
@@ -252,7 +250,6 @@ class SchedulerConfig:
             risk_period_s=(0.001, 3600.0),
             hold_limit_s=(0.0, 86400.0),
             max_attempts=(1, 1000),
-            speed_sigma=(0.0, 3.0),
             waiting_tries=(1, 1_000_000),
             explained_candidates=(0, 64),
             max_ended=(0, 10_000_000),

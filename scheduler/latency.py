@@ -14,15 +14,12 @@ taken to be made up by arrivals, so each of its contexts grows by L/2 on average
 """
 
 from dataclasses import dataclass, field
-from functools import lru_cache
-from math import exp, hypot, log
 
 import numpy as np
 
 from scheduler.decisions import LengthForecast
 from scheduler.estimate import Floats, Pool
 
-_LOGISTIC = 1.702
 _ONE = np.array(1.0)
 """NumPy takes a Python float 0.3 µs slower than such an array, and `maximum` twice as slowly (0.9 against 2.0 µs)."""
 
@@ -118,33 +115,3 @@ def _wait_s(pool: Pool, context: float, now_s: float) -> tuple[Floats, Floats]:
     short = np.maximum(pool.kv_used + (context + 1.0) - pool.kv_capacity, 0.0) / np.maximum(pool.kv_used, 1.0)
     seat_s = np.maximum(pool.seat_wait_s, short * pool.mean_remaining_s)
     return wait_s + (seat_s - pool.seat_wait_s), seat_s
-
-
-def tokens_for_chance(demand: Demand, chance: float, speed_sigma: float) -> float:
-    """The output tokens that must fit so that the call ends in time with probability `chance`; see chance_to_fit."""
-    length, emitted = demand.length, demand.emitted
-    return demand.output_tokens * _share(length.p10_tokens, length.p90_tokens, emitted, chance, speed_sigma)
-
-
-@lru_cache(maxsize=4096)  # the same few nodes call again and again: 0.5 instead of 1.6 µs
-def _share(p10_tokens: float, p90_tokens: float, emitted: int, chance: float, speed_sigma: float) -> float:
-    bounded = min(max(chance, 1e-9), 1.0 - 1e-9)
-    z = log(bounded / (1.0 - bounded)) / _LOGISTIC
-    return exp(z * _sigma(p10_tokens - emitted, p90_tokens - emitted, speed_sigma))
-
-
-def chance_to_fit(fit_tokens: Floats, demand: Demand, speed_sigma: float) -> Floats:
-    """P(output still to come ≤ fit_tokens): log-normal through the forecast's quantiles, widened by model error.
-
-    The normal distribution is taken as the logistic 1/(1 + exp(-1.702 z)), off by at most 0.01.
-    """
-    ratio = np.log(np.maximum(fit_tokens, 1e-9) / demand.output_tokens)
-    length, emitted = demand.length, demand.emitted
-    z = ratio * (_LOGISTIC / _sigma(length.p10_tokens - emitted, length.p90_tokens - emitted, speed_sigma))
-    chance: Floats = 1.0 / (1.0 + np.exp(-np.clip(z, -60.0, 60.0)))
-    return chance
-
-
-def _sigma(p10_tokens: float, p90_tokens: float, speed_sigma: float) -> float:
-    spread = log(max(p90_tokens, 1.0) / max(p10_tokens, 1.0)) / 2.563  # ln(p90/p10) of a log-normal is 2 x 1.2816 sigma
-    return max(hypot(spread, speed_sigma), 1e-3)

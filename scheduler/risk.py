@@ -9,12 +9,8 @@ on the instance; the second term lets a call that has stopped to stream look as 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from scheduler.call import Call, CallState
 from scheduler.estimate import Pool
-from scheduler.latency import chance_to_fit
-from scheduler.placement import demand_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +37,6 @@ def is_late(call: Call, pool: Pool, now_s: float) -> bool:
     """Whether a running call is expected to end after its target deadline."""
     seen = outlook(call, pool, now_s)
     return seen is not None and call.target_deadline_s is not None and seen.finish_s > call.target_deadline_s
-
-
-def chance_to_stay(call: Call, seen: Outlook, deadline_s: float, now_s: float, speed_sigma: float) -> float:
-    """P(the call ends by `deadline_s` where it is)."""
-    fit_tokens = np.array([(deadline_s - now_s) / max(seen.step_s, 1e-9)])
-    return float(chance_to_fit(fit_tokens, demand_of(call), speed_sigma)[0])
 
 
 def overdue(calls: Iterable[Call], now_s: float, limit: int) -> list[Call]:

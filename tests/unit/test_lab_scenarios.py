@@ -182,7 +182,7 @@ def test_a_call_must_fit_where_it_is_prefilled_and_where_it_is_decoded(tmp_path)
         (FLEET + '[workload]\ngenerator = "catalog"\nlimit = 4\ntake = 2\n', "take cannot be used with the generator"),
         ("fleet = 3\n" + WORKLOAD, "fleet: must be a valid list (given: 3)"),
         ("seeds = []\n" + FLEET + WORKLOAD, "seeds: must have at least 1 item, not 0"),
-        (FLEET + WORKLOAD + "[scheduler]\nspeed_sigma = 99\n", "SchedulerConfig.speed_sigma is 99.0; allowed are 0.0"),
+        (FLEET + WORKLOAD + "[scheduler]\nrisk_period_s = 1e9\n", "risk_period_s is 1000000000.0; allowed are 0.001"),
         (FLEET + WORKLOAD + "[simulation]\nrelay_s = -1\n", "simulation: relay_s is -1.0; expected 0 or more"),
         (FLEET + WORKLOAD + '[[simulation.faults]]\nat_s = 1\nx = 2\ninstance_id = "h100-1"\nkind = "lost"\n',
          "simulation.faults.0.x: no such key; known are at_s, instance_id, kind, factor"),
@@ -379,7 +379,7 @@ def test_a_key_changes_with_all_that_determines_a_result_and_with_nothing_else(t
         keys(tmp_path, FLEET + WORKLOAD.replace("20", "21")),
         keys(tmp_path, FLEET + WORKLOAD + "[slo]\nalpha = 3\n"),
         keys(tmp_path, FLEET + WORKLOAD + "[simulation]\nrelay_s = 0.1\n"),
-        keys(tmp_path, FLEET + WORKLOAD + "[scheduler]\nspeed_sigma = 0.1\n"),
+        keys(tmp_path, FLEET + WORKLOAD + "[scheduler]\nrisk_period_s = 2.0\n"),
         keys(tmp_path, FLEET + WORKLOAD, policies=["least_requests"]),
         keys(tmp_path, FLEET + WORKLOAD, seeds=[1]),
     ]

@@ -10,7 +10,7 @@ from scheduler.config import EstimateConfig, LengthConfig, SchedulerConfig
 from scheduler.decisions import Candidate, Explanation, LengthForecast
 from scheduler.events import FirstToken, InstanceReported, RequestArrived, Woke
 from scheduler.frozen import builder
-from scheduler.latency import Demand, chance_to_fit, predict, tokens_for_chance
+from scheduler.latency import Demand, predict
 from scheduler.length import BUCKETS, LengthModel
 from scheduler.prefix import PrefixIndex
 from scheduler.selection import argmin, best_rows, just_enough, most_capable
@@ -202,14 +202,6 @@ def test_a_full_batch_and_a_full_cache_make_a_call_wait() -> None:
     # 101 tokens are in use and 102 wanted of 200: 2 short, released at the rate at which residents end.
     waiting = predict(pool_of(cache, 1.0), demand(101), 1.0).seat_s.tolist()
     assert waiting == pytest.approx([(101 + 102 - 200) / 101 * 100 * 0.01])
-
-
-def test_the_chance_and_its_inverse_agree() -> None:
-    wanted = demand()
-    for chance in (0.02, 0.5, 0.95):
-        fit = np.array([tokens_for_chance(wanted, chance, 0.15)])
-        assert chance_to_fit(fit, wanted, 0.15)[0] == pytest.approx(chance)
-    assert tokens_for_chance(wanted, 1.0, 0.15) < 1e4
 
 
 def test_a_straggler_is_found_out_by_its_speed_and_others_of_its_type_share_a_little() -> None:
