@@ -15,10 +15,10 @@ from agentserve.lab.plans import Workload
 from agentserve.lab.results import InstanceSample, InstanceUse, ReplayResult, SimulationResult
 from agentserve.lab.virtual_calls import LiveCall, VirtualCalls
 from agentserve.lab.virtual_fleet import Seat
-from agentserve.lab.virtual_runs import BegunCall, VirtualRuns
+from agentserve.lab.virtual_runs import VirtualRuns
 from agentserve.records import CallRecord, RunRecord
 from scheduler.config import SchedulerConfig
-from scheduler.core import make_scheduler
+from scheduler.core import Scheduler, make_scheduler
 from scheduler.errors import SchedulerError
 from scheduler.profiles import load_profile
 from scheduler.state import Profiles
@@ -105,7 +105,7 @@ class _Simulation:
         workload: Workload,
         slos: Mapping[str, float],
         instances: Sequence[SimulatedInstance],
-        scheduler: Any,
+        scheduler: Scheduler,
         model: str,
         profiles: Profiles,
         options: SimulationOptions,
@@ -123,7 +123,7 @@ class _Simulation:
             self.kernel,
             workload,
             slos,
-            begin=self._begin,
+            begin=self.calls.begin,
             move=self.calls.move_deadlines,
             cancel=self.calls.cancel,
             on_run_end=self._run_ended,
@@ -160,9 +160,6 @@ class _Simulation:
             )
             found[spec.instance_id] = own if before is None else _sum(before, own)
         return [found[name] for name in sorted(found)]
-
-    def _begin(self, begun: BegunCall) -> None:
-        self.calls.begin(begun)
 
     def _call_ended(self, call: LiveCall, record: CallRecord) -> None:
         self.records.append(record)
