@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from scheduler.call import Call
 
+_FEAR_ALPHA = 0.02
 MAX_MARKS = 512
 """Calls of one run from which rests are learned."""
 
@@ -38,6 +39,8 @@ class RunFacts:
     """Seconds that its ended calls spent on instances, from dispatch to end."""
     output_tokens: int = 0
     """Of its ended calls."""
+    feared: float | None = None
+    """Its chance to miss its SLO, as its policy saw it when its first call was sent."""
     served_calls: int = 0
     """Calls that were dispatched at least once."""
     busy_s: float = 0.0
@@ -75,6 +78,8 @@ class Runs:
         self._limit = limit
         self._runs: OrderedDict[str, RunFacts] = OrderedDict()
         self._sessions: OrderedDict[str, str] = OrderedDict()
+        self.feared = self.missed = 0.5
+        """Shares of the runs that ended lately: feared to miss their SLO when they began, and that did (EMA)."""
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -110,10 +115,12 @@ class Runs:
         facts.live[call.request_id] = _Begun(facts.busy_path_s, facts.alone_path_s, alone_s)
         self._runs.move_to_end(run_id)
 
-    def dispatched(self, call: Call, decode: str) -> None:
-        """A call was sent to an instance."""
+    def dispatched(self, call: Call, decode: str, chance: float | None = None) -> None:
+        """A call was sent to an instance; `chance`: that its run ends in time, as the policy sees it."""
         facts = self._runs[call.arrived.run_id]
         facts.last_instance = decode
+        if chance is not None and not facts.served_calls:
+            facts.feared = 1.0 - chance
         facts.served_calls += call.attempt == 1
         if call.arrived.prompt_tokens >= facts.home_tokens:
             facts.home_instance, facts.home_tokens = decode, call.arrived.prompt_tokens
@@ -151,6 +158,14 @@ class Runs:
         if facts is None or facts.live_calls:
             return None
         return self._runs.pop(run_id)
+
+    def judge(self, facts: RunFacts, ended_s: float, *, succeeded: bool) -> None:
+        """A run ended: was it feared for, and did it miss its SLO?"""
+        if facts.feared is None or facts.slo_s is None:
+            return
+        has_missed = not succeeded or ended_s > facts.first_seen_s + facts.slo_s
+        self.feared += _FEAR_ALPHA * (facts.feared - self.feared)
+        self.missed += _FEAR_ALPHA * (has_missed - self.missed)
 
     def _forget(self) -> None:
         if len(self._runs) <= self._limit:

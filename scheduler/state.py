@@ -187,7 +187,7 @@ class ClusterState:
         call.attempt += 1
         call.state = CallState.DISPATCHED
         self.pool_of(call).last_placed = placement.decode
-        self.runs.dispatched(call, placement.decode)
+        self.runs.dispatched(call, placement.decode, placement.chance)
         self._seat(call, placement)
 
     def prefill_finished(self, call: Call) -> None:
@@ -263,7 +263,10 @@ class ClusterState:
     def end_run(self, run_id: str, *, succeeded: bool) -> None:
         """Forget a run; learn what was left of it after each of its calls."""
         facts = self.runs.close(run_id)
-        if facts is not None and succeeded:
+        if facts is None:
+            return
+        self.runs.judge(facts, self.now_s, succeeded=succeeded)
+        if succeeded:
             self.rests.learn(facts, self.now_s)
 
     def move_deadlines(self, call: Call, target_s: float | None, latest_s: float | None) -> None:

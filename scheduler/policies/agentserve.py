@@ -86,7 +86,8 @@ class AgentServe:
             latest_deadline_s=call.latest_deadline_s,
         )
         urgency = LOWEST_PRIORITY if priced.is_lost else priority(call, state, options.own_s.item(best[0]), now_s)
-        return options.placement(best[0], urgency, reason)
+        chance = None if priced.chance is None else priced.chance.item(best[0])
+        return options.placement(best[0], urgency, reason, chance)
 
     def rank(self, call: Call, state: ClusterState, now_s: float) -> float:
         """Those whose deadline is still to come first, the nearest at the start; then the lost ones, as they came."""
@@ -106,6 +107,7 @@ class AgentServe:
         return evacuate(call, state, self.name, priority(call, state, _remaining_s(call), now_s), now_s)
 
 
+_LEAST_FEAR = 0.02
 _NO_DEADLINE_RANK = 1e9
 _LOST_RANK = 1e10
 
@@ -138,6 +140,7 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     deadline_s = call.deadline_s
     own_s = options.own_s if deadline_s is None else _dearer(options, prices.capability_weight)
     delay_s = own_s + options.harm_s
+    loss *= _sobered(state)
     price = delay_s * prices.second_price
     price += loss
     if deadline_s is None:
@@ -150,6 +153,14 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     best = float(chance.max(where=options.allowed, initial=0.0))
     is_lost = best < prices.lost_chance or deadline_s <= now_s
     return _Priced(price, chance, loss, delay_s, rest, is_lost)
+
+
+def _sobered(state: ClusterState) -> float:
+    """How many runs really miss for each that was feared to, at most 1: what others stand to lose is scaled by it.
+
+    Chances are taken from what is known when a run begins, and are too dark where load is light.
+    """
+    return min(max(state.runs.missed, _LEAST_FEAR) / max(state.runs.feared, _LEAST_FEAR), 1.0)
 
 
 def _dearer(options: Options, weight: float) -> Floats:
