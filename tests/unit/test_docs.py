@@ -20,3 +20,11 @@ def test_every_file_of_the_reading_order_exists() -> None:
     named = re.findall(r"`((?:agentserve|scheduler|workflows)/[\w/.]*)`", text)
     assert len(named) > 20
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_file_of_the_lab_s_reading_order_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text[text.index("## One simulation") : text.index("## Three rules")]
+    named = re.findall(r"`(\w+\.py)`", section)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / "agentserve" / "lab" / name).exists()] == []
