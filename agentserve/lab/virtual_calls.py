@@ -5,7 +5,6 @@ and ends. True output lengths are known to the engines alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
 from agentserve.emulator.sequence import EngineRequest, RemoteKv
@@ -13,7 +12,7 @@ from agentserve.lab.kernel import Kernel
 from agentserve.lab.options import SimulatedInstance, SimulationOptions
 from agentserve.lab.prefix_keys import answer_keys, coarse, prompt_keys
 from agentserve.lab.results import Placement
-from agentserve.lab.virtual_fleet import Seat, VirtualFleet
+from agentserve.lab.virtual_fleet import LiveCall, Seat, VirtualFleet
 from agentserve.lab.virtual_runs import BegunCall
 from agentserve.records import CallRecord
 from scheduler import events
@@ -21,35 +20,10 @@ from scheduler.core import Scheduler
 from scheduler.decisions import Cancel, Decision, Dispatch, Hold, Migrate, MoveBy, Reject, WakeAt
 from scheduler.profiles.profile import GpuProfile
 
+__all__ = ["LiveCall", "VirtualCalls"]
+
 PREFIX_TOKENS = 256
 """Prompt tokens per prefix hash that the scheduler is told, about what the live gateway's chunks hold."""
-
-
-@dataclass(eq=False, slots=True)
-class LiveCall:
-    """A call in flight. `attempt_id` names it on the engine where it decodes, or is to."""
-
-    begun: BegunCall
-    arrived_s: float
-    keys: tuple[int, ...]
-    prefill: str = ""
-    decode: str = ""
-    attempt: int = 0
-    attempt_id: str = ""
-    cause: str | None = None
-    priority: int = 0
-    emitted: int = 0
-    """Tokens put out before the present attempt began."""
-    told: int = 0
-    first_token_s: float | None = None
-    cached_tokens: int | None = None
-    is_prefilled: bool = False
-    lease_on: str | None = None
-    """The instance that pins KV for the decode leg."""
-    migrations: int = 0
-    split: bool = False
-    served_by: str | None = None
-    arrival: events.RequestArrived | None = None
 
 
 class VirtualCalls:
@@ -87,23 +61,15 @@ class VirtualCalls:
 
     def lose(self, instance_id: str) -> None:
         """An instance dies: its calls go on elsewhere from what they put out."""
-        seat = self.seats[instance_id]
-        if not seat.is_live:
-            return
-        self._tell_progress(seat)
-        emitted, broken = seat.virtual.emitted(), seat.calls
-        self.fleet.lose(seat)
-        for attempt_id, call in broken.items():
-            if call.begun.request_id in self.calls and attempt_id in (call.attempt_id, _prefill_id(call)):
-                call.emitted += emitted.get(attempt_id, 0) if attempt_id == call.attempt_id else 0
+        for attempt_id, call, tokens in self.fleet.lose(instance_id):
+            if call.begun.request_id in self.calls and attempt_id in (call.attempt_id, call.prefill_id):
+                call.emitted += tokens if attempt_id == call.attempt_id else 0
                 self._close_legs(call, but=instance_id)
                 self._fail(call, instance_id, "the instance died")
 
     def tell_progress(self) -> None:
         """Tokens that came to the gateway since the scheduler last heard of them."""
-        for seat in self.seats.values():
-            if seat.is_live:
-                self._tell_progress(seat)
+        self.fleet.tell_progress()
 
     # Calls
 
@@ -203,7 +169,7 @@ class VirtualCalls:
         """A decode leg has its KV: the prefill side may free it."""
         call = self.seats[instance_id].calls.get(attempt_id)
         if call is not None and call.lease_on is not None:
-            self.seats[call.lease_on].virtual.release(_prefill_id(call))
+            self.seats[call.lease_on].virtual.release(call.prefill_id)
             call.lease_on = None
 
     # Decisions
@@ -265,7 +231,7 @@ class VirtualCalls:
         if call.is_prefilled:
             self._add(seat, call.attempt_id, call, tokens_left=call.begun.step.output_tokens - call.emitted)
         else:
-            self._add(seat, _prefill_id(call), call, tokens_left=1, keep_kv=True)
+            self._add(seat, call.prefill_id, call, tokens_left=1, keep_kv=True)
 
     def _add(
         self,
@@ -322,12 +288,12 @@ class VirtualCalls:
 
     def _close_legs(self, call: LiveCall, but: str | None = None) -> None:
         """Abort what runs for a call and free what is pinned for it."""
-        for instance_id, name in ((call.prefill, _prefill_id(call)), (call.decode, call.attempt_id)):
+        for instance_id, name in ((call.prefill, call.prefill_id), (call.decode, call.attempt_id)):
             seat = self.seats.get(instance_id)
             if seat is not None and instance_id != but and seat.calls.pop(name, None) is not None:
                 seat.virtual.abort(name)
         if call.lease_on is not None:
-            self.seats[call.lease_on].virtual.release(_prefill_id(call))
+            self.seats[call.lease_on].virtual.release(call.prefill_id)
             call.lease_on = None
 
     def _fail(self, call: LiveCall, instance_id: str, error: str, *, retryable: bool = True) -> None:
@@ -371,24 +337,6 @@ class VirtualCalls:
         # Told after the scheduler has heard of the end, like a client that calls again when it has its answer.
         self._kernel.after(0.0, self._on_end, call, record)
 
-    def _tell_progress(self, seat: Seat) -> None:
-        for attempt_id, tokens in seat.virtual.emitted().items():
-            call = seat.calls.get(attempt_id)
-            if call is None or attempt_id != call.attempt_id:
-                continue
-            total = call.emitted + tokens
-            if total > call.told:
-                call.told = total
-                self._feed(
-                    events.Progress(
-                        event_id=self.fleet.next_id(), request_id=call.begun.request_id, output_tokens=total
-                    )
-                )
-
     def _wake(self, number: int) -> None:
         if number == self._woken:
             self._feed(events.Woke(event_id=self.fleet.next_id()))
-
-
-def _prefill_id(call: LiveCall) -> str:
-    return f"{call.attempt_id}p"

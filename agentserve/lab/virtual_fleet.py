@@ -1,19 +1,17 @@
-"""Which instances are there in virtual time, and what do their workers report? Engines that join, slow down and die."""
+"""Which instances are there in virtual time, what runs on them, and what is heard of it? They join, slow and die."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from agentserve.emulator.engine import Engine
 from agentserve.lab.kernel import Kernel
 from agentserve.lab.options import SimulatedInstance, SimulationOptions
 from agentserve.lab.virtual_engine import VirtualEngine
+from agentserve.lab.virtual_runs import BegunCall
 from scheduler import events
 from scheduler.profiles.profile import GpuProfile
-
-if TYPE_CHECKING:
-    from agentserve.lab.virtual_calls import LiveCall
 
 UNCHANGED_S = 1.0
 """A report that says nothing new is told this often."""
@@ -36,13 +34,44 @@ class FleetListener(Protocol):
 
 
 @dataclass(eq=False, slots=True)
+class LiveCall:
+    """A call in flight. `attempt_id` names it on the engine where it decodes, or is to."""
+
+    begun: BegunCall
+    arrived_s: float
+    keys: tuple[int, ...]
+    prefill: str = ""
+    decode: str = ""
+    attempt: int = 0
+    attempt_id: str = ""
+    cause: str | None = None
+    priority: int = 0
+    emitted: int = 0
+    """Tokens put out before the present attempt began."""
+    told: int = 0
+    first_token_s: float | None = None
+    cached_tokens: int | None = None
+    is_prefilled: bool = False
+    lease_on: str | None = None
+    """The instance that pins KV for the decode leg."""
+    migrations: int = 0
+    split: bool = False
+    served_by: str | None = None
+
+    @property
+    def prefill_id(self) -> str:
+        """The attempt's name on the engine of its prefill leg."""
+        return f"{self.attempt_id}p"
+
+
+@dataclass(eq=False, slots=True)
 class Seat:
     """One instance: its engine, and the calls it serves by the name of their attempts."""
 
     given: SimulatedInstance
     profile: GpuProfile
     virtual: VirtualEngine
-    calls: "dict[str, LiveCall]" = field(default_factory=dict)
+    calls: dict[str, LiveCall] = field(default_factory=dict)
     is_live: bool = True
     last_report: tuple[int, int] = (-1, -1)
     reported_s: float = -1e9
@@ -91,12 +120,17 @@ class VirtualFleet:
         self.seats[spec.instance_id] = Seat(given, profile, VirtualEngine(self._kernel, engine, ears))
         self._feed(events.InstanceJoined(event_id=self.next_id(), instance=spec))
 
-    def lose(self, seat: Seat) -> None:
-        """An instance dies, with all that ran there."""
+    def lose(self, instance_id: str) -> list[tuple[str, LiveCall, int]]:
+        """An instance dies with all that ran there: each attempt, its call and the tokens it had put out."""
+        seat = self.seats[instance_id]
+        if not seat.is_live:
+            return []
+        self._tell_progress(seat)
+        emitted, broken = seat.virtual.emitted(), seat.calls
         seat.is_live, seat.calls = False, {}
         seat.virtual.stop()
-        instance_id = seat.given.spec.instance_id
         self._feed(events.InstanceLost(event_id=self.next_id(), instance_id=instance_id, reason="fault"))
+        return [(attempt_id, call, emitted.get(attempt_id, 0)) for attempt_id, call in broken.items()]
 
     def come_back(self, instance_id: str) -> None:
         """A lost instance joins again, with nothing cached."""
@@ -136,6 +170,24 @@ class VirtualFleet:
         )
         seat.preemptions = counters.preemptions
         self._kernel.after(self._options.report_delay_s, self._report_came, seat, event)
+
+    def tell_progress(self) -> None:
+        """Tokens that came to the gateway since the scheduler last heard of them."""
+        for seat in self.seats.values():
+            if seat.is_live:
+                self._tell_progress(seat)
+
+    def _tell_progress(self, seat: Seat) -> None:
+        for attempt_id, tokens in seat.virtual.emitted().items():
+            call = seat.calls.get(attempt_id)
+            if call is None or attempt_id != call.attempt_id:
+                continue
+            total = call.emitted + tokens
+            if total > call.told:
+                call.told = total
+                self._feed(
+                    events.Progress(event_id=self.next_id(), request_id=call.begun.request_id, output_tokens=total)
+                )
 
     def _report_came(self, seat: Seat, event: events.InstanceReported) -> None:
         if seat.is_live and self.seats[event.instance_id] is seat:
