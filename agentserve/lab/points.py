@@ -15,6 +15,7 @@ from agentserve.lab.fingerprint import code_fingerprint
 from agentserve.lab.fleets import fleet_of, profiles_of
 from agentserve.lab.loads import check_workload, slo_rule, trace_files
 from agentserve.lab.scenario import Scenario, ScenarioFile, parse_scenario
+from agentserve.lab.tuned import tuned_parameters
 from scheduler.errors import InvalidConfig, UnknownPolicy
 from scheduler.policies import make_policy, policy_names, policy_parameters
 
@@ -109,7 +110,8 @@ def base_point(file: ScenarioFile) -> Point:
 def variants_of(file: ScenarioFile, point: Point, names: Sequence[str] = ()) -> list[Variant]:
     """The policies of these names (default: those the scenario compares), with the parameters that it gives them.
 
-    Raises BadInput naming the file, the key and what is allowed.
+    What it leaves out is as tuned, or with `tuned = false` as published. Raises BadInput naming the file, the key and
+    what is allowed.
     """
     scenario = point.scenario
     chosen = names or scenario.compare or tuple(scenario.policies) or DEFAULT_POLICIES
@@ -169,11 +171,16 @@ def _variant(file: ScenarioFile, scenario: Scenario, name: str) -> Variant:
     if not isinstance(policy, str) or policy not in policy_names():
         known = ", ".join(dict.fromkeys((*policy_names(), *scenario.policies)))
         raise BadInput(f"{file.source}: {key}: unknown policy {policy!r}; known are {known}")
+    as_tuned = params.pop("tuned", True)
+    if not isinstance(as_tuned, bool):
+        raise BadInput(f"{file.source}: {key}.tuned: must be true or false (given: {as_tuned!r:.80})")
     known_params = policy_parameters(policy)
     for parameter in params:
         if parameter not in known_params:
             allowed = f"known are {', '.join(known_params)}" if known_params else f"{policy} has none"
             raise BadInput(f"{file.source}: {key}.{parameter}: no such parameter; {allowed}")
+    if as_tuned:
+        params = {**tuned_parameters(policy), **params}
     try:
         make_policy(policy, params)
     except (InvalidConfig, UnknownPolicy, TypeError, ValueError) as error:

@@ -14,8 +14,7 @@ from typing import Any
 from agentserve.lab.points import with_settings
 from agentserve.lab.scenario import read_scenario
 from agentserve.lab.sweep import run_points
-from benchmarks.lab.provenance import provenance
-from benchmarks.lab.tune import RESULTS, tuned
+from benchmarks.lab.provenance import RESULTS, provenance
 
 LOADS = RESULTS / "loads.json"
 SEED = 201
@@ -43,12 +42,10 @@ def main() -> None:
     """Simulate the ladders, interpolate, record."""
     rates: dict[str, dict[str, float]] = {}
     curves: dict[str, Any] = {}
-    params = tuned()
     for workload, ladder in LADDERS.items():
         settings = {
             "workload.limit": LIMITS[workload],
             "sweep": {"rates": list(ladder)},
-            "policies": {name: params[name] for name in STRONGEST},
         }
         file = with_settings(read_scenario(workload), settings)
         rows = run_points(file, STRONGEST, [SEED], Path("out/lab/calibrate") / workload)

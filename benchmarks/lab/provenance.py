@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[2]
+RESULTS = _ROOT / "benchmarks" / "results"
 
 
 def provenance(seeds: Sequence[int]) -> dict[str, Any]:

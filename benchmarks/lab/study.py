@@ -2,7 +2,7 @@
 
     python -m benchmarks.lab.study [--quick] [--jobs N] [--out DIR]
 
-Rates come from loads.json, the published policies' parameters from tuned.toml (benchmarks/results). What is done is
+Rates come from loads.json, the published policies are as tuned (agentserve/lab/tuned.toml). What is done is
 kept in DIR, so that the same command goes on after Ctrl-C. Writes study.json (study-quick.json) to benchmarks/results,
 and docs/lab-results.md with its pictures from the whole study.
 """
@@ -26,8 +26,8 @@ from agentserve.lab.points import base_point, with_settings
 from agentserve.lab.scenario import Scenario, ScenarioFile, read_scenario
 from agentserve.lab.sweep import Row, run_points
 from benchmarks.lab.calibrate import LIMITS, loads
-from benchmarks.lab.provenance import provenance
-from benchmarks.lab.tune import RESULTS, tuned
+from benchmarks.lab.provenance import RESULTS, provenance
+from benchmarks.lab.tune import GRIDS
 from benchmarks.lab.write import write_pages
 
 OURS = "agentserve"
@@ -121,8 +121,7 @@ def main() -> None:
 
 def published(names: Iterable[str] = STRONGEST) -> dict[str, dict[str, Any]]:
     """Published policies with their best parameters."""
-    params = tuned()
-    return {name: {"policy": name, **params.get(name, {})} for name in names}
+    return {name: {"policy": name} for name in names}
 
 
 def ours(**params: Any) -> dict[str, Any]:
@@ -144,11 +143,11 @@ def every_policy(study: Study) -> None:
     """All policies, one seed, at the load where the best published attains 80 %."""
     for workload in study.workloads[:1] if study.quick else ("coding-hot", "dags-hot"):
         settings = {"workload.rate": loads()[workload]["80"], "workload.limit": study.limit(workload)}
-        variants = {**published(sorted(tuned())), OURS: ours()}
+        variants = {**published(sorted(GRIDS)), OURS: ours()}
         found = study.simulate(f"{workload}, all policies", workload, settings, variants, [1])
         for label, rows in found.items():
             study.add("every", workload=workload, policy=label, attainment=_mean(rows, "attainment"),
-                      params={k: v for k, v in variants[label].items() if k != "policy"})  # fmt: skip
+                      params=dict(rows[0].outcome.params))  # fmt: skip
 
 
 def rules(study: Study) -> None:
@@ -183,7 +182,7 @@ def goodserve_table(study: Study) -> None:
     good = published(["goodserve"])["goodserve"]
     variants = {
         "goodserve": good,
-        "goodserve, as published": {"policy": "goodserve"},
+        "goodserve, as published": {"policy": "goodserve", "tuned": False},
         "goodserve, no predictor": {**good, "predictor": False},
         "goodserve, no migration": {**good, "migration": False},
         **published(["prefix_affinity", "polyserve"]),

@@ -18,7 +18,7 @@ Written by `{command}` from {commit} ({machine}, {date}); the figures are in `be
 Attainment is the share of runs that end within their SLO, so with equal arrivals its ratio is that of goodput. 'Best
 published' is, at each point, the policy with the highest mean among `polyserve`, `hexagent`, `goodserve`,
 `prefix_affinity` and `session_affinity`, which tuning found strongest, each with its best parameters
-(`benchmarks/results/tuned.toml`); further down all are compared. Intervals are 95 %.
+(`agentserve/lab/tuned.toml`); further down all are compared. Intervals are 95 %.
 
 ![Share of runs in time by load, on six workloads](images/lab-results.svg)
 """

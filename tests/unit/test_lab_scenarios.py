@@ -22,6 +22,7 @@ from agentserve.lab.scenario import (
     read_scenario,
     shipped_scenarios,
 )
+from agentserve.lab.tuned import tuned_parameters
 from agentserve.lab.workloads import BUNDLED
 from scheduler.events import Role
 from scheduler.policies import policy_names
@@ -357,14 +358,33 @@ def test_any_key_can_be_an_axis(tmp_path):
     points = points_of(read(tmp_path, FLEET + WORKLOAD + sweep))
     file = read(tmp_path, FLEET + WORKLOAD + sweep)
     assert [p.scenario.fleet[0].count for p in points] == [1, 1, 3, 3]
-    assert [variants_of(file, p, ["goodserve"])[0].params for p in points[:2]] == [{"max_moves": 0}, {"max_moves": 2}]
+    assert [variants_of(file, p, ["goodserve"])[0].params["max_moves"] for p in points[:2]] == [0, 2]
 
 
 def test_a_variant_is_a_policy_with_other_parameters_under_its_own_name(tmp_path):
-    text = FLEET + WORKLOAD + '[policies.goodserve-stays]\npolicy = "goodserve"\nmax_moves = 0\n'
+    text = FLEET + WORKLOAD + '[policies.goodserve-stays]\npolicy = "goodserve"\nmax_moves = 0\ntuned = false\n'
     file = read(tmp_path, text)
     (variant,) = variants_of(file, base_point(file))
     assert (variant.label, variant.policy, variant.params) == ("goodserve-stays", "goodserve", {"max_moves": 0})
+
+
+def test_parameters_that_a_scenario_leaves_out_are_as_tuned_unless_it_says_otherwise(tmp_path):
+    tuned = tuned_parameters("goodserve")
+    assert tuned
+    assert tuned_parameters("agentserve") == {}
+    for table, params in (
+        ("", tuned),
+        ("[policies.goodserve]\nmax_moves = 0\n", {**tuned, "max_moves": 0}),
+        ("[policies.goodserve]\nmargin = 9.0\n", {**tuned, "margin": 9.0}),
+        ("[policies.goodserve]\ntuned = false\n", {}),
+    ):
+        file = read(tmp_path, FLEET + WORKLOAD + table)
+        assert variants_of(file, base_point(file), ["goodserve"])[0].params == params
+
+
+def test_tuned_is_true_or_false(tmp_path):
+    message = refused(tmp_path, FLEET + WORKLOAD + '[policies.goodserve]\ntuned = "no"\n')
+    assert "mine.toml: policies.goodserve.tuned: must be true or false (given: 'no')" in message
 
 
 def keys(tmp_path, text, policies=("round_robin",), seeds=(0,)):
