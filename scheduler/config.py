@@ -103,7 +103,7 @@ class MigrationConfig:
     min_gain_share: float = 0.2
     """Hysteresis: and by this share of the remaining time at the source."""
     min_chance_gain: float = 0.2
-    """And the chance to meet the latest deadline must grow by this much."""
+    """And the chance of the run to end in time must grow by this much more than those of the target's runs fall."""
     cooldown_s: float = 5.0
     """Least time between two moves of a call."""
     max_moves: int = 2
@@ -234,6 +234,8 @@ class SchedulerConfig:
     """Failed attempts after which a call is refused."""
     waiting_tries: int = 2
     """Waiting calls that are asked about whenever capacity may have come free."""
+    waiting_tries_per_wake: int = 256
+    """And at every Woke: so many are asked about, so that those at the end of a queue find out that they may go."""
     explained_candidates: int = 3
     """Losing candidates listed in a decision's reason."""
     max_ended: int = 8192
@@ -251,6 +253,7 @@ class SchedulerConfig:
             hold_limit_s=(0.0, 86400.0),
             max_attempts=(1, 1000),
             waiting_tries=(1, 1_000_000),
+            waiting_tries_per_wake=(1, 1_000_000),
             explained_candidates=(0, 64),
             max_ended=(0, 10_000_000),
         )

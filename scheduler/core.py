@@ -219,7 +219,7 @@ class Scheduler:
                 decisions.append(self._migrate(event.event_id, call, call.seat.decode, move))
         if self._state.waiting:
             self._state.waiting.sort(lambda call: self._rank(call, now_s))
-            decisions += self._ask_waiting(event.event_id, now_s)
+            decisions += self._ask_waiting(event.event_id, now_s, self.config.waiting_tries_per_wake)
         return decisions
 
     # Placing
@@ -279,10 +279,10 @@ class Scheduler:
     def _rank(self, call: Call, now_s: float) -> float:
         return 0.0 if self._ranker is None else self._ranker.rank(call, self._state, now_s)
 
-    def _ask_waiting(self, cause_id: str, now_s: float) -> list[Decision]:
+    def _ask_waiting(self, cause_id: str, now_s: float, tries: int | None = None) -> list[Decision]:
         """Ask about the first few waiting calls again, and about more for as long as some of them go."""
         room, decisions = self._state.waiting, list[Decision]()
-        tries = self.config.waiting_tries
+        tries = tries or self.config.waiting_tries
         while room:
             before = len(room)
             for call in room.first(tries):

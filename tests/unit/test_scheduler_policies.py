@@ -5,7 +5,7 @@ import pytest
 from scheduler.config import AgentServeConfig, GoodServeConfig, SchedulerConfig
 from scheduler.decisions import Dispatch, Hold
 from scheduler.errors import UnknownPolicy
-from scheduler.events import InstanceDraining, InstanceJoined, InstanceReported, RequestArrived, Role, RunEnded
+from scheduler.events import InstanceDraining, InstanceJoined, InstanceReported, RequestArrived, Role, RunEnded, Woke
 from scheduler.policies import make_policy, policy_names
 from scheduler.policies.agentserve import LOWEST_PRIORITY
 from tests.unit.scheduler_builders import Cluster, call, loaded_profile, only_move, spec
@@ -107,6 +107,17 @@ def test_a_lost_run_waits_while_it_would_cost_others_and_not_for_ever() -> None:
     assert isinstance(held, Hold)
     assert held.reason.rule.startswith("run lost: gives way, others would lose 0.")
     assert [type(decision) for decision in cluster.finish(1.1, "resident")] == [Dispatch]
+
+
+def test_a_lost_run_goes_at_the_end_of_its_wait_though_new_ones_wait_before_it() -> None:
+    config = SchedulerConfig(agentserve=AgentServeConfig(lost_wait_s=0.5, lost_wait_slos=0.0, life_weight=1e3))
+    cluster = Cluster("agentserve", spec("a"), config=config, profiles=loaded_profile)
+    cluster.run(1.0, call("resident", latest_deadline_s=1.13, max_tokens=10))
+    for name, deadline_s in (("lost", 1.001), ("new1", 90.0), ("new2", 90.0), ("new3", 90.0)):
+        assert [type(one) for one in cluster.at(1.0, call(name, latest_deadline_s=deadline_s))] == [Hold]
+    assert not [one for one in cluster.at(1.4, Woke(event_id="w1")) if isinstance(one, Dispatch)]
+    gone = [one.request_id for one in cluster.at(1.6, Woke(event_id="w2")) if isinstance(one, Dispatch)]
+    assert gone == ["lost"]
 
 
 def test_a_new_run_waits_while_it_would_cost_more_than_it_may_gain() -> None:
