@@ -69,7 +69,18 @@ def run_points(
     repeated. Raises BadInput for what is wrong with the scenario, before anything runs where it can be told by then.
     """
     points = points_of(file) if swept else [base_point(file)]
-    cases = cases_of(file, points, policies, seeds)
+    return run_cases(cases_of(file, points, policies, seeds), out, jobs, simulate=simulate, on_row=on_row)
+
+
+def run_cases(
+    cases: Sequence[Case],
+    out: Path | None = None,
+    jobs: int | None = None,
+    *,
+    simulate: Simulate | None = None,
+    on_row: OnRow | None = None,
+) -> list[Row]:
+    """The same for cases of any scenarios, put together by the caller: one row for each, in their order."""
     kept = _Kept.open(out)
     waiting = {case.key: case for case in cases if case.key not in kept.outcomes}
     asked: dict[str, list[Case]] = {}

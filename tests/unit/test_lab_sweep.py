@@ -16,6 +16,7 @@ from agentserve.lab.record_files import read_records
 from agentserve.lab.results import InstanceUse, SimulationResult
 from agentserve.lab.scenario import read_scenario
 from agentserve.lab.sweep import ROWS_FILE, records_of, run_points, simulated
+from agentserve.lab.tuned import tuned_parameters
 from agentserve.records import CallRecord, RunRecord
 from tests.unit.fake_simulation import broken_simulate, fake_simulate
 from tests.unit.made_up_results import made_up_result
@@ -317,4 +318,4 @@ def test_the_real_simulation_takes_all_that_a_scenario_says_and_repeats_itself(t
         assert outcome.figures["failed_runs"] == 0
         assert 0 < outcome.figures["utilisation"] <= 1
         assert "log-normal" in outcome.slo
-    assert one[0].params == {"max_moves": 1}
+    assert one[0].params == {**tuned_parameters("goodserve"), "max_moves": 1}
