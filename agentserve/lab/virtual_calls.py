@@ -4,6 +4,7 @@ The scheduler sees what it would see live: reports at the workers' pace and as l
 and ends. True output lengths are known to the engines alone.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
@@ -45,6 +46,7 @@ class VirtualCalls:
         self._options = options
         self._on_end = on_end
         self._woken = 0
+        self._ended: deque[tuple[LiveCall, CallRecord]] = deque()
         self.calls: dict[str, LiveCall] = {}
         self.placements: list[Placement] = []
         self.errors: dict[str, int] = {}
@@ -335,7 +337,13 @@ class VirtualCalls:
             ok=ok,
         )
         # Told after the scheduler has heard of the end, like a client that calls again when it has its answer.
-        self._kernel.after(0.0, self._on_end, call, record)
+        self._ended.append((call, record))
+        self._kernel.after(0.0, self._tell_ends)
+
+    def _tell_ends(self) -> None:
+        """All at once: the first may end the last run, after which nothing more happens."""
+        while self._ended:
+            self._on_end(*self._ended.popleft())
 
     def _wake(self, number: int) -> None:
         if number == self._woken:
