@@ -38,6 +38,7 @@ limit = 30
 [policies.stays]
 policy = "goodserve"
 max_moves = 0
+tuned = false
 [sweep]
 combine = "each"
 rates = [1.0, 2.0, 4.0]
