@@ -19,6 +19,16 @@ def check_instance(spec: InstanceSpec) -> None:
 
 def check_report(event: InstanceReported) -> None:
     """Raise InvalidEvent if a figure of a report is impossible."""
+    running, waiting, usage, preemptions = event.running, event.waiting, event.kv_usage, event.preemptions
+    if (
+        event.prefix_hit_rate is None
+        and -1e18 <= event.measured_at_s <= 1e18
+        and (running is None or 0 <= running <= _MAX_TOKENS)
+        and (waiting is None or 0 <= waiting <= _MAX_TOKENS)
+        and (preemptions is None or 0 <= preemptions <= _MAX_TOKENS)
+        and (usage is None or 0.0 <= usage <= 1.0)
+    ):
+        return  # the usual case, without building any message
     about = f"report of {event.instance_id!r}"
     _within(f"{about}: measured_at_s", event.measured_at_s, -1e18, 1e18)
     for name in ("running", "waiting", "preemptions"):

@@ -353,6 +353,9 @@ class Scheduler:
         if not state.calls:
             return
         at_s = now_s + self.config.risk_period_s
+        pending_s = state.wake_at_s
+        if pending_s is not None and now_s <= pending_s <= at_s and not state.held:
+            return
         if state.held:
             expiry_s = min(self._expiry_s(state.calls[name]) for name in state.held)
             at_s = expiry_s if len(state.held) == len(state.calls) else min(at_s, expiry_s)

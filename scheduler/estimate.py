@@ -6,7 +6,7 @@ observed to predicted times: an EMA per instance, shrunk to the EMA of its GPU t
 """
 
 from bisect import bisect_left
-from math import exp
+from math import ceil, exp
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,50 +235,53 @@ class Pool:
     def queue(self, row: int, tokens: float, work_s: float, now_s: float) -> None:
         """A call was sent to prefill `tokens` new tokens, `work_s` of work."""
         self._dirty.add(row)
-        self.queued[row] += 1.0
-        self.queued_tokens[row] += tokens
-        self.queued_work_s[row] += work_s
-        self.free_at_s[row] = max(float(self.free_at_s[row]), now_s) + work_s
+        self.queued[row] = self.queued.item(row) + 1.0
+        self.queued_tokens[row] = self.queued_tokens.item(row) + tokens
+        self.queued_work_s[row] = self.queued_work_s.item(row) + work_s
+        self.free_at_s[row] = max(self.free_at_s.item(row), now_s) + work_s
 
     def unqueue(self, row: int, tokens: float, work_s: float, now_s: float) -> None:
         """That prefill is done or given up; what is still queued cannot take longer than its own work."""
         self._dirty.add(row)
-        self.queued[row] -= 1.0
-        if self.queued[row] <= 0.0:
-            self.queued[row] = self.queued_tokens[row] = self.queued_work_s[row] = 0.0
+        queued = self.queued.item(row) - 1.0
+        if queued <= 0.0:
+            left_s = self.queued[row] = self.queued_tokens[row] = self.queued_work_s[row] = 0.0
         else:
-            self.queued_tokens[row] = max(float(self.queued_tokens[row]) - tokens, 0.0)
-            self.queued_work_s[row] = max(float(self.queued_work_s[row]) - work_s, 0.0)
-        self.free_at_s[row] = min(float(self.free_at_s[row]), now_s + float(self.queued_work_s[row]))
+            self.queued[row] = queued
+            self.queued_tokens[row] = max(self.queued_tokens.item(row) - tokens, 0.0)
+            left_s = self.queued_work_s[row] = max(self.queued_work_s.item(row) - work_s, 0.0)
+        self.free_at_s[row] = min(self.free_at_s.item(row), now_s + left_s)
 
     def bind(self, row: int, tokens: float, remaining: float) -> None:
         """A call will decode here: its KV fills `tokens`, and `remaining` are still to come."""
         self._dirty.add(row)
-        self.bound[row] += 1.0
-        self.kv_own[row] += tokens
-        self.remaining[row] += remaining
+        self.bound[row] = self.bound.item(row) + 1.0
+        self.kv_own[row] = self.kv_own.item(row) + tokens
+        self.remaining[row] = self.remaining.item(row) + remaining
 
     def start(self, row: int) -> None:
         """A bound call began to decode."""
         self._dirty.add(row)
-        self.bound[row] -= 1.0
-        self.running[row] += 1.0
+        self.bound[row] = self.bound.item(row) - 1.0
+        self.running[row] = self.running.item(row) + 1.0
 
     def grow(self, row: int, tokens: float, remaining_change: float) -> None:
         """A call put out `tokens`; what it still has to put out changed."""
         self._dirty.add(row)
-        self.kv_own[row] += tokens
-        self.remaining[row] += remaining_change
+        if tokens:
+            self.kv_own[row] = self.kv_own.item(row) + tokens
+        self.remaining[row] = self.remaining.item(row) + remaining_change
 
     def unbind(self, row: int, tokens: float, remaining: float, *, is_running: bool) -> None:
         """A call left its decode instance; sums are exact zero again when the last one left (no float drift)."""
         self._dirty.add(row)
-        (self.running if is_running else self.bound)[row] -= 1.0
-        if self.running[row] + self.bound[row] <= 0.0:
+        left = self.running if is_running else self.bound
+        left[row] = left.item(row) - 1.0
+        if self.running.item(row) + self.bound.item(row) <= 0.0:
             self.kv_own[row] = self.remaining[row] = self.stake[row] = self.stake_tokens[row] = 0.0
         else:
-            self.kv_own[row] -= tokens
-            self.remaining[row] = max(float(self.remaining[row]) - remaining, 0.0)
+            self.kv_own[row] = self.kv_own.item(row) - tokens
+            self.remaining[row] = max(self.remaining.item(row) - remaining, 0.0)
 
     def restake(self, row: int, stake: float, stake_tokens: float) -> None:
         """What residents stand to lose changed."""
@@ -305,17 +308,18 @@ class Pool:
         row = self.row[event.instance_id]
         self._dirty.add(row)
         self.reports[event.instance_id] = event
-        self.reported_at_s[row] = min(event.measured_at_s, now_s)
-        self._stale_at_s = min(self._stale_at_s, float(self.reported_at_s[row]) + self.config.stale_after_s)
+        reported_at_s = self.reported_at_s[row] = min(event.measured_at_s, now_s)
+        self._stale_at_s = min(self._stale_at_s, reported_at_s + self.config.stale_after_s)
         if event.running is not None:
             self.foreign[row] = max(event.running + (event.waiting or 0) - own_before, 0)
         if event.waiting is not None:
-            waiting = min(max(event.waiting - float(self.queued[row]), 0.0), float(self.foreign[row]))
-            self.foreign_wait_s[row] = waiting * self.mean_prompt_tokens * float(self.p1[row])
+            waiting = min(max(event.waiting - self.queued.item(row), 0.0), self.foreign.item(row))
+            self.foreign_wait_s[row] = waiting * self.mean_prompt_tokens * self.p1.item(row)
         if event.kv_usage is not None:
-            self.kv_offset[row] = event.kv_usage * float(self.kv_capacity[row]) - float(self.kv_own[row])
+            self.kv_offset[row] = event.kv_usage * self.kv_capacity.item(row) - self.kv_own.item(row)
         if event.preemptions is not None:
-            self.preempted[row] += self.config.instance_alpha * (event.preemptions - float(self.preempted[row]))
+            before = self.preempted.item(row)
+            self.preempted[row] = before + self.config.instance_alpha * (event.preemptions - before)
 
     def hold_prefix(self, instance_id: str, hashes: tuple[int, ...], block_tokens: int) -> None:
         """An instance holds, or is about to compute, a prefix."""
@@ -353,18 +357,18 @@ class Pool:
     def profile_prefill_s(self, row: int, fresh_tokens: float, cached_tokens: float) -> float:
         """What the GPU profile says, uncorrected, of a prefill on this instance when it runs alone."""
         quadratic = fresh_tokens * (fresh_tokens + 2.0 * cached_tokens)
-        base = float(self.base_p0[row]) * max(np.ceil(fresh_tokens / float(self.max_batched[row])), 1.0)
-        return float(base + self.base_p1[row] * fresh_tokens + self.base_p2[row] * quadratic)
+        base = self.base_p0.item(row) * max(ceil(fresh_tokens / self.max_batched.item(row)), 1.0)
+        return base + self.base_p1.item(row) * fresh_tokens + self.base_p2.item(row) * quadratic
 
     def profile_step_s(self, row: int) -> float:
         """What the GPU profile says, uncorrected, of a decode step with what is believed to run there."""
-        batch = self.running[row] + self.foreign[row]
-        return float(self.base_d0[row] + self.base_d1[row] * batch + self.base_d2[row] * self.kv_own[row])
+        batch = self.running.item(row) + self.foreign.item(row)
+        return self.base_d0.item(row) + self.base_d1.item(row) * batch + self.base_d2.item(row) * self.kv_own.item(row)
 
     def step_s(self, row: int) -> float:
         """Predicted seconds of a decode step, corrected by what was observed."""
-        batch = self.running[row] + self.foreign[row]
-        return float(self.d0[row] + self.d1[row] * batch + self.d2[row] * self.kv_own[row])
+        batch = self.running.item(row) + self.foreign.item(row)
+        return self.d0.item(row) + self.d1.item(row) * batch + self.d2.item(row) * self.kv_own.item(row)
 
     def observe_prefill(self, row: int, observed_s: float, profile_s: float) -> None:
         """Learn from a prefill that did not have to queue."""
@@ -379,12 +383,14 @@ class Pool:
         self.prefixes.correct(self.ids[row], expected_tokens, cached_tokens)
         if expected_tokens > 0.0:
             ratio = min(cached_tokens / expected_tokens, 1.0)
-            self.trust[row] += self.config.instance_alpha * (ratio - float(self.trust[row]))
+            before = self.trust.item(row)
+            self.trust[row] = before + self.config.instance_alpha * (ratio - before)
 
     def observe_black_box(self, name: str, row: int, value: float) -> None:
         """Smooth one of GoodServe's `box_q`, `box_p`, `box_d`."""
         values: Floats = getattr(self, name)
-        values[row] += self.config.black_box_alpha * (value - float(values[row]))
+        before = values.item(row)
+        values[row] = before + self.config.black_box_alpha * (value - before)
 
     def _learn(
         self, own: Floats, samples: Floats, shared: Floats, row: int, observed_s: float, profile_s: float

@@ -60,6 +60,9 @@ class LengthDistribution:
     def quantile(self, share: float, emitted: int = 0) -> float:
         """The length that L, known to exceed `emitted` tokens, stays below with probability `share`."""
         known = self.below(emitted)
+        return self._quantile(share, emitted, known)
+
+    def _quantile(self, share: float, emitted: int, known: float) -> float:
         if 1.0 - known < _TAIL:
             return emitted * (1.0 + 0.5 * share) + 1.0
         level = known + (1.0 - known) * share
@@ -76,7 +79,8 @@ class LengthDistribution:
             return self.unlimited
         limit = inf if max_tokens is None else float(max(max_tokens, emitted + 1))
         if emitted:
-            p10, p50, p90 = (self.quantile(share, emitted) for share in (0.1, 0.5, 0.9))
+            known = self.below(emitted)
+            p10, p50, p90 = (self._quantile(share, emitted, known) for share in (0.1, 0.5, 0.9))
         return LengthForecast(min(p10, limit), min(p50, limit), min(p90, limit), self.source)
 
 

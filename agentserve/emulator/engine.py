@@ -372,8 +372,8 @@ class Engine:
         """Let the full blocks of what was computed be found by their keys."""
         keys = sequence.request.block_keys
         full = min(sequence.computed // self.block_tokens, len(keys))
-        for index in range(sequence.remembered, full):
-            self.pool.remember(sequence.blocks[index], keys[index])
+        if sequence.remembered < full:
+            self.pool.remember(sequence.blocks, keys, sequence.remembered, full)
         sequence.remembered = max(sequence.remembered, sequence.computed // self.block_tokens)
 
     def has_waiting(self) -> bool:

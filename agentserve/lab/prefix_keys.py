@@ -5,10 +5,12 @@ comes before, so they are made in C however long the prompt is; a key never depe
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import ceil
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentserve.lab.plans import RunPlan, StepPlan
 
@@ -33,7 +35,7 @@ def prompt_keys(plan: RunPlan, step: StepPlan, block_tokens: int) -> tuple[int, 
     part_tokens = step.block_tokens / parts
     if part_tokens == block_tokens:
         return _aligned(space, blocks, count)
-    ends = np.ceil(np.arange(1, count + 1) * (block_tokens / part_tokens) - 1e-9).astype(np.int64)
+    ends = _ends(block_tokens / part_tokens, 1 << count.bit_length())[:count]
     keys = np.empty(count, dtype=np.int64)
     at, done, key = 0, 0, _seed(space)
     for first, length in blocks:
@@ -58,6 +60,13 @@ def coarse(keys: Sequence[int], block_tokens: int, coarse_tokens: int) -> tuple[
     return tuple(keys[step - 1 :: step])
 
 
+@lru_cache(maxsize=64)
+def _ends(parts: float, count: int) -> NDArray[np.int64]:
+    """How many parts of the trace's blocks lie, in whole or in part, in so many of the engine's first blocks."""
+    ends: NDArray[np.int64] = np.ceil(np.arange(1, count + 1) * parts - 1e-9).astype(np.int64)
+    return ends
+
+
 def _aligned(space: str, blocks: Sequence[tuple[int, int]], count: int) -> tuple[int, ...]:
     keys: list[int] = []
     key = _seed(space)
@@ -79,6 +88,7 @@ def _text_keys(text: str, prompt_tokens: int, block_tokens: int) -> tuple[int, .
     return tuple(keys)
 
 
+@lru_cache(maxsize=4096)
 def _seed(text: str) -> int:
     """The same in every process, unlike the hash of a string."""
     return hash(tuple(text.encode())) & _MASK

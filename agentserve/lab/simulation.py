@@ -140,7 +140,8 @@ class _Simulation:
 
     def run(self) -> None:
         """Play everything to its end."""
-        self.kernel.run(lambda: self.runs.is_done, self._options.max_virtual_s)
+        if not self.runs.is_done:
+            self.kernel.run(self._options.max_virtual_s)
 
     def uses(self) -> list[InstanceUse]:
         """What each instance did, in order of their ids; one that died and came back counts once."""
@@ -173,6 +174,8 @@ class _Simulation:
         progress.runs_done += 1
         progress.runs_attained += record.attained is True
         progress.virtual_s = self.kernel.now_s
+        if self.runs.is_done:
+            self.kernel.stop()
         if self._on_progress is not None and (progress.runs_done % _TELL_EVERY == 0 or self.runs.is_done):
             self._on_progress(progress)
 

@@ -19,12 +19,21 @@ from agentserve.records import CallRecord
 from scheduler import events
 from scheduler.core import Scheduler
 from scheduler.decisions import Cancel, Decision, Dispatch, Hold, Migrate, MoveBy, Reject, WakeAt
+from scheduler.frozen import builder
 from scheduler.profiles.profile import GpuProfile
 
 __all__ = ["LiveCall", "VirtualCalls"]
 
 PREFIX_TOKENS = 256
 """Prompt tokens per prefix hash that the scheduler is told, about what the live gateway's chunks hold."""
+
+_new_arrival = builder(events.RequestArrived)
+_new_deadlines = builder(events.DeadlinesMoved)
+_new_first_token = builder(events.FirstToken)
+_new_finish = builder(events.RequestFinished)
+_new_request = builder(EngineRequest)
+_new_placement = builder(Placement)
+_new_record = builder(CallRecord)
 
 
 class VirtualCalls:
@@ -83,7 +92,7 @@ class VirtualCalls:
         call = LiveCall(begun, self._kernel.now_s, keys)
         self.calls[begun.request_id] = call
         self._feed(
-            events.RequestArrived(
+            _new_arrival(
                 event_id=self.fleet.next_id(),
                 request_id=begun.request_id,
                 model=self._model,
@@ -107,7 +116,7 @@ class VirtualCalls:
         """A call in flight got other deadlines."""
         if request_id in self.calls:
             self._feed(
-                events.DeadlinesMoved(
+                _new_deadlines(
                     event_id=self.fleet.next_id(),
                     request_id=request_id,
                     target_deadline_s=target_s,
@@ -144,7 +153,7 @@ class VirtualCalls:
         call.served_by = instance_id
         cached = call.cached_tokens if call.cause is None else None
         self._feed(
-            events.FirstToken(event_id=self.fleet.next_id(), request_id=call.begun.request_id, cached_tokens=cached),
+            _new_first_token(event_id=self.fleet.next_id(), request_id=call.begun.request_id, cached_tokens=cached),
         )
 
     def finished(self, instance_id: str, attempt_id: str) -> None:
@@ -158,7 +167,7 @@ class VirtualCalls:
         step = call.begun.step
         self._conclude(call, ok=True)
         self._feed(
-            events.RequestFinished(
+            _new_finish(
                 event_id=self.fleet.next_id(),
                 request_id=call.begun.request_id,
                 prompt_tokens=step.prompt_tokens,
@@ -211,7 +220,7 @@ class VirtualCalls:
         call.is_prefilled = prefill == decode
         call.split = call.split or (prefill != decode and isinstance(decision, Dispatch))
         self.placements.append(
-            Placement(
+            _new_placement(
                 request_id=request_id,
                 at_s=self._kernel.now_s,
                 prefill_instance=prefill,
@@ -248,7 +257,7 @@ class VirtualCalls:
         step, block_tokens = call.begun.step, self._options.engine_block_tokens
         prompt = step.prompt_tokens + call.emitted
         total = step.prompt_tokens + step.output_tokens
-        request = EngineRequest(
+        request = _new_request(
             request_id=name,
             prompt_tokens=prompt,
             output_tokens=max(tokens_left, 1),
@@ -322,7 +331,7 @@ class VirtualCalls:
     def _conclude(self, call: LiveCall, *, ok: bool) -> None:
         begun, step = call.begun, call.begun.step
         del self.calls[begun.request_id]
-        record = CallRecord(
+        record = _new_record(
             request_id=begun.request_id,
             run_id=begun.run.plan.run_id,
             node=step.node,

@@ -11,10 +11,14 @@ from agentserve.lab.options import SimulatedInstance, SimulationOptions
 from agentserve.lab.virtual_engine import VirtualEngine
 from agentserve.lab.virtual_runs import BegunCall
 from scheduler import events
+from scheduler.frozen import builder
 from scheduler.profiles.profile import GpuProfile
 
 UNCHANGED_S = 1.0
 """A report that says nothing new is told this often."""
+
+_new_report = builder(events.InstanceReported)
+_new_progress = builder(events.Progress)
 
 
 class FleetListener(Protocol):
@@ -149,17 +153,21 @@ class VirtualFleet:
 
     def report(self, instance_id: str) -> None:
         """A worker reads its engine now, the scheduler hears of it later; without changes once a second."""
-        seat = self.seats[instance_id]
+        seat, now_s = self.seats[instance_id], self._kernel.now_s
+        engine = seat.virtual.engine
+        counters = engine.counters
+        requests, iterations = seat.last_report
+        if (
+            requests == counters.requests
+            and iterations == counters.iterations
+            and now_s - seat.reported_s < UNCHANGED_S
+        ):
+            return
         if not seat.is_live:
             return
-        engine, now_s = seat.virtual.engine, self._kernel.now_s
-        counters = engine.counters
-        figures = (counters.requests, counters.iterations)
-        if figures == seat.last_report and now_s - seat.reported_s < UNCHANGED_S:
-            return
         state = engine.state
-        seat.last_report, seat.reported_s = figures, now_s
-        event = events.InstanceReported(
+        seat.last_report, seat.reported_s = (counters.requests, counters.iterations), now_s
+        event = _new_report(
             event_id=self.next_id(),
             instance_id=instance_id,
             measured_at_s=now_s,
@@ -186,7 +194,7 @@ class VirtualFleet:
             if total > call.told:
                 call.told = total
                 self._feed(
-                    events.Progress(event_id=self.next_id(), request_id=call.begun.request_id, output_tokens=total)
+                    _new_progress(event_id=self.next_id(), request_id=call.begun.request_id, output_tokens=total)
                 )
 
     def _report_came(self, seat: Seat, event: events.InstanceReported) -> None:
