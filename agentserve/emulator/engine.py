@@ -347,6 +347,8 @@ class Engine:
             sequence.computed += tokens
             result.prefill_tokens += tokens
             self.counters.prefill_tokens += tokens
+            if sequence.computed // self.block_tokens > sequence.remembered:
+                self.is_stuck = False  # who waits may find its prefix now, and needs fewer blocks
             if sequence.computed == sequence.total:
                 sequence.decoding = True
                 self._emit(sequence, result.emitted, done)
