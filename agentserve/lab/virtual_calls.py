@@ -33,7 +33,6 @@ _new_first_token = builder(events.FirstToken)
 _new_finish = builder(events.RequestFinished)
 _new_request = builder(EngineRequest)
 _new_placement = builder(Placement)
-_new_record = builder(CallRecord)
 
 
 class VirtualCalls:
@@ -303,6 +302,8 @@ class VirtualCalls:
             seat = self.seats.get(instance_id)
             if seat is not None and instance_id != but and seat.calls.pop(name, None) is not None:
                 seat.virtual.abort(name)
+                if name == call.prefill_id:
+                    seat.virtual.release(name)  # the iteration that runs may be its last, which pins its KV
         if call.lease_on is not None:
             self.seats[call.lease_on].virtual.release(call.prefill_id)
             call.lease_on = None
@@ -329,24 +330,9 @@ class VirtualCalls:
         self._conclude(call, ok=False)
 
     def _conclude(self, call: LiveCall, *, ok: bool) -> None:
-        begun, step = call.begun, call.begun.step
-        del self.calls[begun.request_id]
-        record = _new_record(
-            request_id=begun.request_id,
-            run_id=begun.run.plan.run_id,
-            node=step.node,
-            arrived_s=call.arrived_s,
-            first_token_s=call.first_token_s,
-            finished_s=self._kernel.now_s,
-            prompt_tokens=step.prompt_tokens,
-            output_tokens=step.output_tokens if ok else call.emitted,
-            cached_tokens=call.cached_tokens,
-            migrations=call.migrations,
-            split=call.split,
-            ok=ok,
-        )
+        del self.calls[call.begun.request_id]
         # Told after the scheduler has heard of the end, like a client that calls again when it has its answer.
-        self._ended.append((call, record))
+        self._ended.append((call, call.record(self._kernel.now_s, ok=ok)))
         self._kernel.after(0.0, self._tell_ends)
 
     def _tell_ends(self) -> None:

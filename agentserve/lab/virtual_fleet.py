@@ -10,6 +10,7 @@ from agentserve.lab.kernel import Kernel
 from agentserve.lab.options import SimulatedInstance, SimulationOptions
 from agentserve.lab.virtual_engine import VirtualEngine
 from agentserve.lab.virtual_runs import BegunCall
+from agentserve.records import CallRecord
 from scheduler import events
 from scheduler.frozen import builder
 from scheduler.profiles.profile import GpuProfile
@@ -17,6 +18,7 @@ from scheduler.profiles.profile import GpuProfile
 UNCHANGED_S = 1.0
 """A report that says nothing new is told this often."""
 
+_new_record = builder(CallRecord)
 _new_report = builder(events.InstanceReported)
 _new_progress = builder(events.Progress)
 
@@ -66,6 +68,24 @@ class LiveCall:
     def prefill_id(self) -> str:
         """The attempt's name on the engine of its prefill leg."""
         return f"{self.attempt_id}p"
+
+    def record(self, now_s: float, *, ok: bool) -> CallRecord:
+        """What is recorded of a call that ends now."""
+        begun, step = self.begun, self.begun.step
+        return _new_record(
+            request_id=begun.request_id,
+            run_id=begun.run.plan.run_id,
+            node=step.node,
+            arrived_s=self.arrived_s,
+            first_token_s=self.first_token_s,
+            finished_s=now_s,
+            prompt_tokens=step.prompt_tokens,
+            output_tokens=step.output_tokens if ok else self.emitted,
+            cached_tokens=self.cached_tokens,
+            migrations=self.migrations,
+            split=self.split,
+            ok=ok,
+        )
 
 
 @dataclass(eq=False, slots=True)

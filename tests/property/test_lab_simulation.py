@@ -112,7 +112,7 @@ SPLIT_FLEET = (
 
 
 def workload(runs: int, *, step: type[StepPlan] = StepPlan, run: type[RunPlan] = RunPlan) -> Workload:
-    """Runs of one to three calls, alone, in a chain and side by side, that share prefixes."""
+    """Runs of one to three calls in a chain or side by side that share prefixes."""
     plans = []
     for i in range(runs):
         steps = []
@@ -278,6 +278,16 @@ class Checked:
     drawn=FAULTS,
     kv_tokens=st.sampled_from([5_000, 60_000]),
     roles=ROLES,
+)
+@example(  # a call is given up while the last iteration of its prefill leg runs
+    policy="llmd_least",
+    runs=[
+        (0.2, 1, None, [(3_000, 95, "", 0.0), (7_000, 10, "", 0.2)]),
+        (0.0, 2, None, [(100, 150, "", 0.0)]),
+    ],
+    drawn=[(0.1, "c", FaultKind.LOST, 1.0)],
+    kv_tokens=5_000,
+    roles=(Role.PREFILL, Role.DECODE, Role.MIXED),
 )
 @example(  # both calls of the last run are refused at once
     policy="agentserve",
