@@ -69,3 +69,26 @@ def test_answers_fill_blocks_that_nobody_else_has() -> None:
 def test_coarse_keys_name_the_same_prefixes() -> None:
     assert coarse((1, 2, 3, 4, 5, 6, 7, 8, 9), 64, 256) == (4, 8)
     assert coarse((1, 2), 512, 256) == (1, 2)
+
+
+@pytest.mark.parametrize("trace_tokens", [16.0, 64.0, 19.2, 100.0, 512.0])
+@pytest.mark.parametrize("engine_tokens", [16, 64, 128, 700])
+def test_equal_prefixes_have_equal_keys_wherever_a_prompt_ends_in_a_range(
+    trace_tokens: float, engine_tokens: int
+) -> None:
+    whole = keys(step(((0, 7), (100, 1), (40, 60)), trace_tokens), engine_tokens)
+    assert whole
+    for cut in [((0, 3),), ((0, 7),), ((0, 7), (100, 1)), ((0, 7), (100, 1), (40, 1)), ((0, 7), (100, 1), (40, 59))]:
+        shorter = keys(step(cut, trace_tokens), engine_tokens)
+        assert len(shorter) == int(sum(count for _, count in cut) * trace_tokens) // engine_tokens
+        assert shorter == whole[: len(shorter)]
+
+
+@pytest.mark.parametrize("trace_tokens", [16.0, 64.0, 19.2, 100.0, 512.0])
+@pytest.mark.parametrize("engine_tokens", [16, 64, 128, 700])
+def test_the_block_in_which_two_prompts_part_is_shared_no_more(trace_tokens: float, engine_tokens: int) -> None:
+    left = keys(step(((0, 7), (100, 50)), trace_tokens), engine_tokens)
+    right = keys(step(((0, 7), (300, 2), (100, 50)), trace_tokens), engine_tokens)
+    common = int(7 * trace_tokens) // engine_tokens
+    assert left[:common] == right[:common]
+    assert not set(left[common:]) & set(right[common:])
