@@ -347,20 +347,18 @@ class Engine:
             sequence.computed += tokens
             result.prefill_tokens += tokens
             self.counters.prefill_tokens += tokens
-            if sequence.computed // self.block_tokens > sequence.remembered:
-                self.is_stuck = False  # who waits may find its prefix now, and needs fewer blocks
             if sequence.computed == sequence.total:
                 sequence.decoding = True
                 self._emit(sequence, result.emitted, done)
             else:
-                self.remember(sequence)
+                self._share_new_blocks(sequence)
         return seconds + base_s if alone and result.prefill_tokens else seconds
 
     def _emit(self, sequence: RunningSequence, emitted: list[str], done: list[RunningSequence]) -> None:
         """One token more, after all of `total` was computed."""
         request = sequence.request
         if sequence.computed // self.block_tokens > sequence.remembered:
-            self.remember(sequence)
+            self._share_new_blocks(sequence)
         if not sequence.emitted:
             self.counters.prompt_tokens += request.prompt_tokens
         sequence.emitted += 1
@@ -369,6 +367,11 @@ class Engine:
         emitted.append(request.request_id)
         if sequence.emitted == request.output_tokens:
             done.append(sequence)
+
+    def _share_new_blocks(self, sequence: RunningSequence) -> None:
+        """Who waits may find its prefix now, and then needs fewer blocks."""
+        self.remember(sequence)
+        self.is_stuck = False
 
     def remember(self, sequence: RunningSequence) -> None:
         """Let the full blocks of what was computed be found by their keys."""
