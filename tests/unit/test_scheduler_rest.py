@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from scheduler.config import LengthConfig
+from scheduler.decisions import LengthForecast
+from scheduler.latency import Demand
 from scheduler.rest import RestByForecast, RestBySlo, RestByVisit, RestModel
 from scheduler.runs import Mark, RunFacts
-from scheduler.stakes import expected_rest_s, outcome, stake
+from scheduler.stakes import expected_rest_s, likely_lengths, outcome, stake
 
 
 def ended(
@@ -105,6 +107,46 @@ def test_only_a_run_between_safe_and_lost_has_a_stake() -> None:
 def test_the_expected_rest_is_cut_at_the_deadline() -> None:
     model = learned(*[ended(8.0)] * 300)
     rest = model.rest("w", "n", 1, None, 0.0, 0.0)
-    assert expected_rest_s(rest, 100.0) == pytest.approx(4.0, abs=7.0)
+    assert expected_rest_s(rest, 16.0) == pytest.approx(4.0, abs=0.2)
+    assert expected_rest_s(rest, 8.0) == pytest.approx(4.0, abs=0.2)
     assert expected_rest_s(rest, 2.0) == pytest.approx(2.0, abs=0.2)
     assert expected_rest_s(rest, 0.0) == 0.0
+
+
+def test_likely_lengths_are_what_the_forecast_leaves_of_four_equal_parts() -> None:
+    forecast = LengthForecast(p10_tokens=40.0, p50_tokens=100.0, p90_tokens=300.0, source="w")
+    fresh, late = (
+        Demand(
+            context_tokens=500 + emitted, emitted=emitted, length=forecast, prefix_hashes=(), prefix_block_tokens=256
+        )
+        for emitted in (0, 90)
+    )
+    assert likely_lengths(fresh).tolist() == [40.0, 70.0, 200.0, 300.0]
+    assert likely_lengths(late).tolist() == [1.0, 1.0, 110.0, 210.0]  # at least one token is to come
+
+
+def test_the_way_that_foresees_better_of_late_is_followed() -> None:
+    # While all runs take 8 s the SLO tells nothing; from then on a run takes half of its SLO.
+    alike = [ended(8.0, slo_s=slo_s) for slo_s in (9.0, 20.0, 45.0, 100.0, 220.0, 500.0) * 20]
+    halves = [ended(0.5 * slo_s, slo_s=slo_s) for slo_s in (4.0, 9.0, 20.0, 45.0, 100.0, 220.0, 500.0) * 100]
+    for facts, _ in (*alike, *halves):
+        del facts.marks[1:]  # of the last call both ways would know that it ends the run
+    model = learned(*alike)
+    assert isinstance(model.rest("w", "n", 1, 100.0, 4.0, 0.0), RestByVisit)
+    for facts, ended_s in halves:
+        model.learn(facts, ended_s)
+    assert isinstance(model.rest("w", "n", 1, 100.0, 4.0, 0.0), RestBySlo)
+    assert isinstance(model.rest("w", "n", 1, None, 4.0, 0.0), RestByVisit)  # without an SLO there is one way only
+
+
+def test_kept_arrays_are_bounded() -> None:
+    model = RestModel(LengthConfig())
+    kept = []
+    for i in range(4500):
+        facts, ended_s = ended(4.0, calls=1)
+        facts.workflow = f"w{i}"
+        model.learn(facts, ended_s)
+        model._by_visit(facts.workflow, "n", 1)
+        kept.append(len(model._arrays))
+    assert max(kept) == 4096
+    assert kept[-1] < 4096
