@@ -9,6 +9,7 @@ is simulated, under `agentserve`, and the peak memory is told: 200,000 over 128 
 
 import argparse
 import resource
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from agentserve.lab.points import base_point, cases_of, with_settings
 from agentserve.lab.scenario import read_scenario
 from agentserve.lab.sweep import simulated
+from benchmarks.scheduler_handle import machine
 
 SCENARIO = "large-fleet"
 SEED = 1
@@ -27,21 +29,24 @@ def main() -> None:
     parser.add_argument("--requests", type=int)
     parser.add_argument("--instances", type=int)
     chosen = parser.parse_args()
+    command = " ".join(["python -m benchmarks.simulation", *sys.argv[1:]])
+    print(f"{machine()}, seed {SEED}, CPU time of one core\n{command}\n")
     if chosen.requests or chosen.instances:
         requests, instances = chosen.requests or 200_000, chosen.instances or 128
         measure("agentserve", requests, instances, repeats=max(1, -(-requests // 4000)))
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
         return
-    for policy in ("round_robin", "prefix_affinity", "agentserve"):
-        measure(policy, 3000, 16)
+    least_s = measure("round_robin", 3000, 16)
+    for policy in ("prefix_affinity", "agentserve"):
+        print(f"{policy} takes {measure(policy, 3000, 16) / least_s:.2f} times the CPU time of round_robin")
     for requests in (750, 1500):
         measure("agentserve", requests, 16)
     for instances in (4, 64):
         measure("agentserve", 3000, instances)
 
 
-def measure(policy: str, requests: int, instances: int, repeats: int = 1) -> None:
-    """Simulate one size and print its figures."""
+def measure(policy: str, requests: int, instances: int, repeats: int = 1) -> float:
+    """Simulate one size and print its figures; returns the CPU seconds."""
     settings: Mapping[str, Any] = {
         "fleet": [
             {"gpu": "a100-80g", "count": instances // 2},
@@ -65,6 +70,7 @@ def measure(policy: str, requests: int, instances: int, repeats: int = 1) -> Non
         f"{1e6 * cpu_s / calls:6.0f} us/request, {1e6 * cpu_s / result.events:5.1f} us/event",
         flush=True,
     )
+    return cpu_s
 
 
 if __name__ == "__main__":
