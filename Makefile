@@ -58,7 +58,7 @@ lab: $(VENV)/.dev  ## compare agentserve with every published policy on simulate
 lab-quick: $(VENV)/.dev  ## a small part of it, in about three minutes
 	$(BIN)/python -m benchmarks.lab.study --quick
 
-lab-tune: $(VENV)/.dev  ## search the published policies' best parameters and the loads anew; about 20 minutes
+lab-tune: $(VENV)/.dev  ## search the published policies' best parameters and the loads anew, on other runs; about 40 minutes
 	$(BIN)/python -m benchmarks.lab.tune
 	$(BIN)/python -m benchmarks.lab.calibrate
 

@@ -1,72 +1,93 @@
 """At which rates do the best published policies attain 95, 80 and 50 %? Recorded, so that the study need not search.
 
-    python -m benchmarks.lab.calibrate
+    python -m benchmarks.lab.calibrate [--jobs N] [--out DIR]
 
-For each workload attainment is taken at a ladder of rates, with one seed and the published policies that tuning found
-strongest; the rate for a level is interpolated on the best of them at each rate.
+For each workload the rate is bisected at which the best of the published policies that tuning found strongest passes
+the level, with one seed that the study does not use. Where a level is not attained at any load, because some runs
+cannot end in time even alone, it is taken as a share of the most that is attained. What is simulated is kept in DIR.
 """
 
+import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from agentserve.lab.points import with_settings
-from agentserve.lab.scenario import read_scenario
-from agentserve.lab.sweep import run_points
-from benchmarks.lab.provenance import RESULTS, provenance
+from rich.console import Console
 
-LOADS = RESULTS / "loads.json"
-SEED = 201
-LEVELS = (0.95, 0.8, 0.5)
-STRONGEST = ("polyserve", "hexagent", "goodserve", "prefix_affinity", "session_affinity")
-LADDERS: Mapping[str, tuple[float, ...]] = {
-    "coding-hot": (0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5),
-    "coding-bursts": (0.03, 0.06, 0.1, 0.18, 0.3, 0.45, 0.6, 0.9, 1.4),
-    "dags-hot": (3.0, 4.0, 5.0, 6.0, 7.0, 8.5),
-    "mooncake": (0.15, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.6),
-    "azure-conv": (15.0, 20.0, 23.0, 25.0, 27.0, 30.0),
-    "tenants": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
-}
-LIMITS: Mapping[str, int] = {
-    "coding-hot": 300, "coding-bursts": 300, "dags-hot": 600, "mooncake": 700, "azure-conv": 1200, "tenants": 500,
-}  # fmt: skip
+from agentserve.lab.points import base_point
+from agentserve.lab.searches import holds_up_to, search, side_by_side
+from benchmarks.lab.plan import LEVELS, LOADS, WORKLOADS, published, scenario, strongest
+from benchmarks.lab.provenance import provenance
+from benchmarks.lab.runner import Asked, Study, shares
 
+SEED: Final = 201
+WITHIN: Final = 1.15
+REACH: Final = (1 / 32, 4.0)
+"""How many times the scenario's own rate a search goes down and up."""
 
-def loads() -> dict[str, dict[str, float]]:
-    """Rate by workload and level (`95`, `80`, `50`)."""
-    return dict(json.loads(LOADS.read_text("utf-8"))["rates"])
+Told = dict[str, dict[float, dict[str, float]]]
+"""Attainment by workload, rate and policy."""
 
 
 def main() -> None:
-    """Simulate the ladders, interpolate, record."""
-    rates: dict[str, dict[str, float]] = {}
-    curves: dict[str, Any] = {}
-    for workload, ladder in LADDERS.items():
-        settings = {
-            "workload.limit": LIMITS[workload],
-            "sweep": {"rates": list(ladder)},
-        }
-        file = with_settings(read_scenario(workload), settings)
-        rows = run_points(file, STRONGEST, [SEED], Path("out/lab/calibrate") / workload)
-        curve = {rate: {} for rate in ladder}
-        for row in rows:
-            curve[row.axes["workload.rate"]][row.label] = row.outcome.figures["attainment"] or 0.0
-        curves[workload] = [{"rate": rate, **found} for rate, found in curve.items()]
-        best = [max(found.values()) for found in curve.values()]
-        rates[workload] = {f"{level:.0%}".rstrip("%"): rate_at(ladder, best, level) for level in LEVELS}
-        print(workload, rates[workload], [round(share, 3) for share in best], flush=True)
-    text = json.dumps({**provenance([SEED]), "rates": rates, "curves": curves}, indent=1)
-    LOADS.write_text(text + "\n", "utf-8")
+    """Search, then write loads.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, help="simulations at once (default: the number of cores)")
+    parser.add_argument("--out", type=Path, default=Path("out/lab/calibrate"), help="where simulations are kept")
+    chosen = parser.parse_args()
+    study = Study(chosen.out, chosen.jobs, False, Console())
+    told: Told = {workload: {} for workload in WORKLOADS}
+    for level in ("80", "50", "95"):
+        _search(study, level, told, dict.fromkeys(WORKLOADS, int(level) / 100))
+    lower = {workload: 0.95 * most for workload, curves in told.items() if (most := max(_best(curves).values())) < 0.95}
+    _search(study, "95", told, lower)
+    found = {
+        workload: {level: load_at(_best(curves), int(level) / 100) for level in LEVELS}
+        for workload, curves in told.items()
+    }
+    plain = {
+        **provenance([SEED]),
+        "rates": {
+            workload: {level: one["rate"] for level, one in levels.items()} for workload, levels in found.items()
+        },
+        "loads": found,
+        "curves": {name: [{"rate": rate, **rows[rate]} for rate in sorted(rows)] for name, rows in told.items()},
+    }
+    LOADS.write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
+    for workload, levels in found.items():
+        print(workload, {level: (one["rate"], round(one["attained"], 3)) for level, one in levels.items()})
 
 
-def rate_at(rates: tuple[float, ...], shares: list[float], level: float) -> float:
-    """The rate at which attainment falls through a level, by linear interpolation; the ladder's end if it does not."""
-    for i in range(1, len(rates)):
-        high, low = shares[i - 1], shares[i]
-        if high >= level > low:
-            return round(rates[i - 1] + (rates[i] - rates[i - 1]) * (high - level) / (high - low), 3)
-    return rates[0] if shares[0] < level else rates[-1]
+def load_at(curve: Mapping[float, float], level: float) -> dict[str, Any]:
+    """The rate of a level and what is attained there: the level itself, or that share of the most that is attained."""
+    most = max(curve.values())
+    attained = level if most >= level else level * most
+    rate = holds_up_to(curve, attained).at
+    return {"rate": float(f"{rate:.3g}"), "attained": attained, "reached": most >= level}
+
+
+def _search(study: Study, level: str, told: Told, shares_wanted: Mapping[str, float]) -> None:
+    def probe(rates: Mapping[str, float]) -> dict[str, float]:
+        asked = {
+            workload: Asked(workload, {"workload.rate": rate, "workload.limit": WORKLOADS[workload]},
+                            published(strongest(workload)), [SEED])
+            for workload, rate in rates.items()
+        }  # fmt: skip
+        for workload, found in study.simulate(f"the {level} % load", asked).items():
+            told[workload][rates[workload]] = {label: shares(rows)[0] for label, rows in found.items()}
+        return {workload: _best(told[workload])[rate] for workload, rate in rates.items()}
+
+    searches = {}
+    for workload, share in shares_wanted.items():
+        own = base_point(scenario(workload, {}, {})).scenario.workload.rate or 1.0
+        known = _best(told[workload])
+        searches[workload] = search(share, own, own * REACH[0], own * REACH[1], within=WITHIN, known=known)
+    side_by_side(searches, probe)
+
+
+def _best(curves: Mapping[float, Mapping[str, float]]) -> dict[float, float]:
+    return {rate: max(found.values()) for rate, found in curves.items()}
 
 
 if __name__ == "__main__":
