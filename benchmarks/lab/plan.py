@@ -19,7 +19,7 @@ LOADS: Final = RESULTS / "loads.json"
 LEVELS: Final = ("95", "80", "50")
 RULES: Final = ("solo_scale", "solo_scale_lognormal", "fixed")
 WORKLOADS: Final[Mapping[str, int]] = {
-    "coding-hot": 300, "coding-bursts": 300, "dags-hot": 600, "mooncake": 700, "azure-conv": 1200, "tenants": 500,
+    "coding-hot": 300, "coding-bursts": 300, "dags-hot": 500, "mooncake": 700, "azure-conv": 1200, "tenants": 400,
 }  # fmt: skip
 """Runs per simulation by scenario."""
 BURSTY: Final = ("coding-bursts", "tenants")
@@ -28,7 +28,6 @@ TUNED_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "coding-hot": ("coding", "coding, hot"), "coding-bursts": ("coding, hot", "bursts"),
     "dags-hot": ("graphs", "graphs, hot"), "mooncake": ("mooncake",), "azure-conv": ("azure",),
     "tenants": ("graphs, hot", "tenants"), "goodserve-four": ("coding", "graphs"),
-    "hexagent-hetero-1": ("graphs", "graphs, hot"), "hexagent-hetero-2": ("graphs", "graphs, hot"),
 }  # fmt: skip
 """The tuning workloads that are most like a scenario."""
 ALWAYS: Final = ("goodserve", "prefix_affinity")
