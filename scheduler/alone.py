@@ -8,6 +8,7 @@ The constants are the GPU profiles', as announced: what a run needs does not dep
 from scheduler.estimate import Pool
 
 _Constants = tuple[float, float, float, float, float, float]
+_UNKNOWN: _Constants = (0.0,) * 6
 
 
 class Alone:
@@ -27,6 +28,16 @@ class Alone:
         self._fastest[pool.model] = (
             pool.base_p0.item(p), p1[p], pool.base_p2.item(p), d0[d], pool.base_d1.item(d), pool.base_d2.item(d),
         )  # fmt: skip
+
+    def prefill_s(self, model: str, fresh_tokens: float, cached_tokens: float) -> float:
+        """Prefill of so many tokens after so many cached ones; 0 for a model that no instance has served yet."""
+        p0, p1, p2, _, _, _ = self._fastest.get(model, _UNKNOWN)
+        return p0 + fresh_tokens * (p1 + p2 * (fresh_tokens + 2.0 * cached_tokens))
+
+    def step_s(self, model: str, context_tokens: float) -> float:
+        """One decode step after so many tokens, at least 1 µs."""
+        _, _, _, d0, d1, d2 = self._fastest.get(model, _UNKNOWN)
+        return max(d0 + d1 + d2 * context_tokens, 1e-6)
 
     def seconds(self, model: str, prompt_tokens: float, output_tokens: float) -> float:
         """Time of a call alone; 0 for a model that no instance has served yet."""

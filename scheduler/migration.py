@@ -6,9 +6,10 @@ A call goes on at its target by replay of its tokens, or by a move of its KV if 
     gain = stay - go                               cost: of the cheaper way (handover.py)
 
 It pays when gain ≥ max(min_gain_s, min_gain_share · stay), gain exceeds the delay caused to the target's residents, and
-the chance of the run to end in time grows by min_chance_gain more than those of the target's residents fall. Off a
-draining instance it pays when the call would stay longer than drain_patience_s. Either way the target needs room in its
-KV cache for all that is still to come.
+the chance of the run to end in time grows by min_chance_gain more than those of the target's residents fall. A call of
+a run that is lost moves where it ends five times as soon and the target's residents lose next to nothing. Off a draining
+instance it pays when the call would stay longer than drain_patience_s. Either way the target needs room in its KV
+cache for all that is still to come.
 """
 
 import numpy as np
@@ -22,11 +23,15 @@ from scheduler.latency import Demand, Terms, predict
 from scheduler.placement import Move, Placement, demand_of, fits
 from scheduler.risk import Outlook, outlook
 from scheduler.selection import argmin, best_rows
-from scheduler.stakes import likely_lengths, outcome, rest_after
+from scheduler.stakes import likely_lengths, outcome
 from scheduler.state import ClusterState
 
 _KV_ROOM = 0.95
 """Share of the target's KV cache that may be in use once the moved call has ended."""
+_LOST_CHANCE = 0.02
+"""Below this a run counts as lost; its calls still move where that costs others less than this …"""
+_LOST_GAIN = 5.0
+"""… and they end so many times sooner, counted from now."""
 
 
 def may_move(call: Call, state: ClusterState, *, max_moves: int, cooldown_s: float, max_concurrent: int) -> bool:
@@ -65,7 +70,7 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     stay_s = seen.finish_s - now_s
     gain_s = stay_s - going.go_s
     left_s = deadline_s - now_s
-    rest = rest_after(call, state.runs.of(call), state.rests, now_s, state.alone_s(call, demand.output_tokens))
+    rest = state.rest_after(call, call.seat.cached_tokens if call.seat else 0.0, demand.output_tokens)
     lengths = likely_lengths(demand)
     stay_chance = float(outcome(rest, left_s, np.zeros(1), np.array([seen.step_s]), lengths)[0])
     chance = outcome(rest, left_s, going.cost_s, terms.step_s, lengths)
@@ -73,7 +78,10 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     others_lose = pool.stake * np.where(going.by_kv, 0.0, terms.chunk_s) + slowed
     pays = targets(pool, call, demand)
     pays &= (gain_s >= max(limits.min_gain_s, limits.min_gain_share * stay_s)) & (gain_s > going.harm_s)
-    pays &= chance - others_lose >= stay_chance + limits.min_chance_gain
+    saves = chance - others_lose >= stay_chance + limits.min_chance_gain
+    if stay_chance < _LOST_CHANCE:
+        saves |= (stay_s >= _LOST_GAIN * going.go_s) & (others_lose <= _LOST_CHANCE)
+    pays &= saves
     row = argmin(going.go_s + going.harm_s, pays)
     if row is None:
         return None

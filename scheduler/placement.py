@@ -42,8 +42,6 @@ class Placement:
     transfer_s: float
     decode_s: float
     reason: Explanation
-    chance: float | None = None
-    """That the call's run ends in time, as its policy sees it; None for those that take no chances."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +134,7 @@ class Options:
             )
         return tuple(told)
 
-    def placement(self, option: int, priority: int, reason: Explanation, chance: float | None = None) -> Placement:
+    def placement(self, option: int, priority: int, reason: Explanation) -> Placement:
         """One option as a policy's answer."""
         prefill, decode = self.pair(option)
         return _new_placement(
@@ -149,7 +147,6 @@ class Options:
             transfer_s=0.0 if self.transfer_s is None else self.transfer_s.item(option),
             decode_s=self.decode_s.item(option),
             reason=reason,
-            chance=chance,
         )
 
 

@@ -1,16 +1,19 @@
-"""What has a run still to do once a call of it has ended? Learned from ended runs in two ways; the better one counts.
+"""What has a run still to do after a call? Learned from ended runs in two ways; the one that foresees better counts.
 
-By visits: the rest after the n-th call of a node, whatever the SLO. By SLO: the whole served time as a share of the
-SLO, for users who give longer runs more time; what the run has had is taken off. For each workflow the way that foresaw
-its last runs better is followed.
+By visits: the rest after the n-th call of a node, whatever the SLO and the call's own length. By SLO: what a run takes
+alone, as a share of its SLO, for users who give longer runs more time; what it has done is taken off, and what is left
+is for the call at hand and for the rest. For each workflow the way that foresaw its last runs better is followed.
 
-    P(rest ≤ x) = F(x)                              by visits, F the distribution of rests
-    P(rest ≤ x) = (G((e + x)/S) - G(e/S)) / (1 - G(e/S))   by SLO, G that of served time ÷ SLO, e served so far
+    P(rest ≤ x) = F(x)                                      by visits, F the distribution of rests
+    P(W ≤ x)    = (G((e + x)/S) - G(e/S)) / (1 - G(e/S))    by SLO, W what is left alone, G that of shares of the SLO S,
+                                                            e what is done, alone
 
-Served time leaves out what calls waited, at the gateway and in engines, so that a congested hour does not make every
-run look hopeless in the next. Of runs that failed nothing is learned.
+With W the call's own length is known where it ends its run; where it does not, lengths beyond W are ruled out. What is
+learned leaves out what calls waited, at the gateway and in engines, so that a congested hour does not make every run
+look hopeless in the next. Of runs that failed nothing is learned.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,37 +22,52 @@ from numpy.typing import NDArray
 
 from scheduler.config import LengthConfig
 from scheduler.length import BUCKETS, PER_DOUBLING, Key, LengthDistribution, QuantityModel
-from scheduler.runs import RunFacts
+from scheduler.runs import Mark, Progress, RunFacts
 
 Floats = NDArray[np.float64]
 UNIT_S = 0.01
 """Rests are learned in hundredths of a second, up to 2^18 of them: 44 minutes. Below one: the run ended there."""
-UNIT_SHARE = 1e-3
-"""Served time is learned in thousandths of the SLO."""
+LEAST_SHARE = 0.06
+SHARE_POWER = 4
+"""Shares of the SLO are learned as (share / LEAST_SHARE)^4: 16 buckets per doubling, up to 1.36 of the SLO."""
 PRIOR_MEDIAN_S = 5.0
 PRIOR_SIGMA = 1.8
 PRIOR_MEDIAN_SHARE = 0.5
 PRIOR_SHARE_SIGMA = 0.8
 MAX_VISIT = 12
 """From this execution of a node on, its visits are taken together."""
+MAX_SCORED = 4
+"""Calls of a run from whose rests it is taken which way foresees better."""
 _EDGES = 2.0 ** (np.arange(BUCKETS + 1) / PER_DOUBLING)
 _EDGES_S = UNIT_S * (_EDGES - 1.0)
-_EDGES_SHARE = UNIT_SHARE * _EDGES
+_EDGES_SHARE = LEAST_SHARE * _EDGES ** (1.0 / SHARE_POWER)
 _ALPHA = 0.02
-"""EMA weight of one foreseen rest."""
+"""EMA weight of one foreseen rest, and of one run's stretch."""
+_MOST_STRETCH = 8.0
+_ENDS_WITHIN_S = 0.1
+"""A rest of less counts as none: the run ended with its call."""
+_CERTAIN = 0.999
+_LEAST_SLOWER = 1e-3
 _FORECAST_SIGMA = 1.0
 _FORECAST_MEDIAN = float(np.exp(-0.5 * _FORECAST_SIGMA**2))
 _LEAST_SEEN = 5
 """Ended runs of a workflow from which on its rests are taken from them."""
 _BAND = 1.3
-"""A rest counts as foreseen by the probability given to within this factor of it."""
+"""What is left counts as foreseen by the probability given to within this factor of it."""
 
 
 class Rest(Protocol):
     """The distribution of what a run has to do after a call."""
 
-    def chances(self, left_s: Floats) -> Floats:
+    def within(self, left_s: Floats) -> Floats:
         """P(the rest takes at most so long), for many times at once."""
+        ...
+
+    def chances(self, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
+        """P(call and rest end in time), for each placement that leaves `left_s` from its first token on.
+
+        `lengths`: equally likely counts of the call's tokens, of which one takes `step_s` there.
+        """
         ...
 
 
@@ -59,29 +77,64 @@ class RestByVisit:
 
     cdf: Floats
 
-    def chances(self, left_s: Floats) -> Floats:
+    def within(self, left_s: Floats) -> Floats:
         """P(the rest takes at most so long)."""
         chances: Floats = np.interp(left_s, _EDGES_S, self.cdf, left=0.0)
         return chances
 
+    def chances(self, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
+        """P(call and rest end in time): the two have nothing to do with each other."""
+        return _apart(self, left_s, step_s, lengths)
+
 
 @dataclass(frozen=True, slots=True)
 class RestBySlo:
-    """A share of the SLO, of which some has been served."""
+    """A run takes a share of its SLO when alone, of which some is done: what is left is for the call and the rest."""
 
     cdf: Floats
     slo_s: float
-    served_s: float
-    """With what the call at hand takes itself."""
+    progress: Progress
+    last: float
+    """Probability that the call ends the run: the SLO tells of its own length then."""
+    stretch: float
+    """What later calls and tools take over what they would take alone."""
 
-    def chances(self, left_s: Floats) -> Floats:
-        """P(the rest takes at most so long | it has not ended yet)."""
-        known = float(np.interp(self.served_s / self.slo_s, _EDGES_SHARE, self.cdf))
-        if known > 0.999:
-            return np.where(left_s >= 0.0, 0.5, 0.0)
-        below = np.interp((self.served_s + left_s) / self.slo_s, _EDGES_SHARE, self.cdf)
-        chances: Floats = np.where(left_s >= 0.0, (below - known) / (1.0 - known), 0.0)
+    def within(self, left_s: Floats) -> Floats:
+        """P(the rest takes at most so long | the call takes what is expected of it)."""
+        done_s = self.progress.done_s + self.progress.expected_tokens * self.progress.step_s
+        known = self._below(done_s)
+        if known > _CERTAIN:
+            return np.where(left_s >= 0.0, 0.5 * (1.0 + self.last), 0.0)
+        more = (self._below(done_s + left_s / self.stretch) - known) / (1.0 - known)
+        chances: Floats = np.where(left_s >= 0.0, self.last + (1.0 - self.last) * more, 0.0)
         return chances
+
+    def chances(self, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
+        """P(call and rest end in time), lengths that the SLO speaks against counting less."""
+        done_s, alone_s = self.progress.done_s, self.progress.step_s
+        slower = np.maximum(step_s / alone_s, _LEAST_SLOWER)
+        known = self._below(done_s)
+        if known > _CERTAIN:
+            return _apart(self, left_s, step_s, lengths)
+        ends: Floats = np.maximum(self._below(done_s + left_s / slower) - known, 0.0) / (1.0 - known)
+        if self.last > _CERTAIN:
+            return ends
+        own_s = done_s + lengths * alone_s
+        known_by_length = self._below(own_s)
+        likely = float(len(lengths) - known_by_length.sum())
+        if likely < 1.0 - _CERTAIN:
+            return ends
+        after_s = left_s[:, None] - step_s[:, None] * lengths
+        after_s /= self.stretch
+        later = self._below(own_s + np.maximum(after_s, 0.0)) - known_by_length
+        goes_on: Floats = later.sum(axis=1) / likely
+        goes_on *= 1.0 - self.last
+        goes_on += self.last * ends
+        return goes_on
+
+    def _below(self, alone_s: Floats | float) -> Floats:
+        found: Floats = np.asarray(np.interp(alone_s / self.slo_s, _EDGES_SHARE, self.cdf, left=0.0))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +143,7 @@ class RestByForecast:
 
     mean_s: float
 
-    def chances(self, left_s: Floats) -> Floats:
+    def within(self, left_s: Floats) -> Floats:
         """P(the rest takes at most so long); the normal distribution is taken as the logistic."""
         if self.mean_s <= 0.0:
             return np.where(left_s >= 0.0, 1.0, 0.0)
@@ -98,69 +151,89 @@ class RestByForecast:
         chances: Floats = np.where(left_s > 0.0, 1.0 / (1.0 + np.minimum(ratio, 1e9) ** (1.702 / _FORECAST_SIGMA)), 0.0)
         return chances
 
+    def chances(self, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
+        """P(call and rest end in time): the two have nothing to do with each other."""
+        return _apart(self, left_s, step_s, lengths)
+
+
+def _apart(rest: Rest, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
+    """P(call and rest end in time) where the call's length says nothing of the rest."""
+    times_s = step_s[:, None] * lengths
+    np.subtract(left_s[:, None], times_s, out=times_s)
+    chances: Floats = rest.within(times_s).mean(axis=1)
+    return chances
+
 
 class RestModel:
     """Learns rests of ended runs."""
 
     def __init__(self, config: LengthConfig) -> None:
         self._visits = QuantityModel(config, PRIOR_MEDIAN_S / UNIT_S, PRIOR_SIGMA)
-        self._shares = QuantityModel(config, PRIOR_MEDIAN_SHARE / UNIT_SHARE, PRIOR_SHARE_SIGMA)
+        prior_share = (PRIOR_MEDIAN_SHARE / LEAST_SHARE) ** SHARE_POWER
+        self._shares = QuantityModel(config, prior_share, PRIOR_SHARE_SIGMA * SHARE_POWER)
         self._arrays: dict[int, tuple[LengthDistribution, Floats]] = {}
-        self._foreseen: dict[str, tuple[float, float]] = {}
-        """By workflow: how well rests were foreseen by visits, and by SLO."""
-        self._runs: dict[str, int] = {}
+        self._workflows: dict[str, _Workflow] = {}
         self._most_workflows = config.max_keys
 
     def rest(
-        self, workflow: str, node: str, visit: int, slo_s: float | None, served_s: float, forecast_s: float
+        self, workflow: str, node: str, visit: int, slo_s: float | None, progress: Progress, forecast_s: float
     ) -> Rest:
-        """What is known of the rest after the `visit`-th call of a node, in a run served `served_s` by then.
+        """What is known of the rest after the `visit`-th call of a node.
 
         `forecast_s`: what the run's own forecast expects, for workflows of which few runs have ended.
         """
-        if self._runs.get(workflow, 0) < _LEAST_SEEN:
+        known = self._workflows.get(workflow)
+        if known is None or known.runs < _LEAST_SEEN:
             return RestByForecast(forecast_s)
-        by_visit, by_slo = self._foreseen.get(workflow, (0.0, 0.0))
-        if slo_s is not None and by_slo > by_visit:
-            return self._by_slo(workflow, slo_s, served_s)
-        return self._by_visit(workflow, node, visit)
+        by_visit = self._by_visit(workflow, node, visit)
+        if slo_s is not None and known.by_slo > known.by_visit:
+            return self._by_slo(workflow, slo_s, progress, by_visit, known.stretch)
+        return by_visit
 
     def learn(self, facts: RunFacts, ended_s: float) -> None:
         """A run succeeded at `ended_s`: learn what was left after each of its calls, and who foresaw it."""
-        served_s = ended_s - facts.first_seen_s - facts.waited_s
-        self._count(facts.workflow)
+        known = self._known(facts.workflow)
+        known.runs += 1
+        for mark in _some(facts.marks) if facts.slo_s is not None else ():
+            self._score(known, facts, mark, _rest_s(facts, mark, ended_s))
         for mark in facts.marks:
-            rest_s = max(ended_s - mark.ended_s - (facts.waited_s - mark.waited_s), 0.0)
-            if facts.slo_s is not None:
-                self._score(facts, mark.node, mark.visit, rest_s, served_s - rest_s)
+            rest_s = _rest_s(facts, mark, ended_s)
             self._visits.observe(_keys(facts.workflow, mark.node, mark.visit), rest_s / UNIT_S + 1.0)
+        known.stretch += _ALPHA * (min(facts.stretch, _MOST_STRETCH) - known.stretch)
         if facts.slo_s is not None:
-            self._shares.observe((("workflow", facts.workflow),), served_s / facts.slo_s / UNIT_SHARE)
+            share = facts.needed_until_s(ended_s) / facts.slo_s
+            self._shares.observe((("workflow", facts.workflow),), (share / LEAST_SHARE) ** SHARE_POWER)
 
-    def _count(self, workflow: str) -> None:
-        if workflow not in self._runs and len(self._runs) >= self._most_workflows:
-            oldest = next(iter(self._runs))
-            del self._runs[oldest]
-            self._foreseen.pop(oldest, None)
-        self._runs[workflow] = self._runs.get(workflow, 0) + 1
+    def _known(self, workflow: str) -> "_Workflow":
+        known = self._workflows.get(workflow)
+        if known is None:
+            if len(self._workflows) >= self._most_workflows:
+                del self._workflows[next(iter(self._workflows))]
+            known = self._workflows[workflow] = _Workflow()
+        return known
 
-    def _score(self, facts: RunFacts, node: str, visit: int, rest_s: float, served_s: float) -> None:
-        assert facts.slo_s is not None  # noqa: S101  # asked by the caller
-        band = np.array([rest_s / _BAND - 2.0 * UNIT_S, rest_s * _BAND + 2.0 * UNIT_S])
-        ways = self._by_visit(facts.workflow, node, visit), self._by_slo(facts.workflow, facts.slo_s, served_s)
-        low_high = [way.chances(band) for way in ways]
-        before = self._foreseen.get(facts.workflow, (0.0, 0.0))
-        by_visit, by_slo = (
-            old + _ALPHA * (float(chances[1] - chances[0]) - old) for old, chances in zip(before, low_high, strict=True)
-        )
-        self._foreseen[facts.workflow] = by_visit, by_slo
+    def _score(self, known: "_Workflow", facts: RunFacts, mark: Mark, rest_s: float) -> None:
+        """How probable was what was left from the call's first token on, by either way, when the call came?"""
+        if facts.slo_s is None or mark.progress is None or mark.lengths is None:
+            return
+        left_s = mark.decode_s + rest_s
+        band = np.array([left_s / _BAND - 2.0 * UNIT_S, left_s * _BAND + 2.0 * UNIT_S])
+        step_s = np.full(2, mark.decode_s / mark.tokens)
+        by_visit = self._by_visit(facts.workflow, mark.node, mark.visit)
+        by_slo = self._by_slo(facts.workflow, facts.slo_s, mark.progress, by_visit, known.stretch)
+        for name, way in (("by_visit", by_visit), ("by_slo", by_slo)):
+            low, high = way.chances(band, step_s, mark.lengths)
+            before = getattr(known, name)
+            setattr(known, name, before + _ALPHA * (float(high - low) - before))
 
     def _by_visit(self, workflow: str, node: str, visit: int) -> RestByVisit:
         return RestByVisit(self._array(self._visits.distribution(_keys(workflow, node, visit)), at_once=True))
 
-    def _by_slo(self, workflow: str, slo_s: float, served_s: float) -> RestBySlo:
-        known = self._array(self._shares.distribution((("workflow", workflow),)), at_once=False)
-        return RestBySlo(known, slo_s, served_s)
+    def _by_slo(
+        self, workflow: str, slo_s: float, progress: Progress, by_visit: RestByVisit, stretch: float
+    ) -> RestBySlo:
+        shares = self._array(self._shares.distribution((("workflow", workflow),)), at_once=False)
+        return RestBySlo(shares, slo_s, progress, float(by_visit.within(_AT_ONCE)[0]), stretch)
 
     def _array(self, lengths: LengthDistribution, *, at_once: bool) -> Floats:
         """The distribution as an array; `at_once`: its first bucket is a step at 0, runs that end there."""
@@ -174,6 +247,29 @@ class RestModel:
             cdf[0] = cdf[1]
         self._arrays[id(lengths)] = lengths, cdf
         return cdf
+
+
+_AT_ONCE = np.array([_ENDS_WITHIN_S])
+
+
+@dataclass(slots=True)
+class _Workflow:
+    """What was learned of a workflow beside distributions."""
+
+    runs: int = 0
+    by_visit: float = 0.0
+    """How well what was left was foreseen by visits …"""
+    by_slo: float = 0.0
+    """… and by the SLO (EMA)."""
+    stretch: float = 1.0
+
+
+def _some(marks: Sequence[Mark]) -> Sequence[Mark]:
+    return marks[:: -(-len(marks) // MAX_SCORED)] if marks else marks
+
+
+def _rest_s(facts: RunFacts, mark: Mark, ended_s: float) -> float:
+    return max(ended_s - mark.ended_s - (facts.waited_s - mark.waited_s), 0.0)
 
 
 def _keys(workflow: str, node: str, visit: int) -> tuple[Key, ...]:

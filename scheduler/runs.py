@@ -7,9 +7,11 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scheduler.call import Call
 
-_FEAR_ALPHA = 0.02
 MAX_MARKS = 512
 """Calls of one run from which rests are learned."""
 
@@ -20,6 +22,8 @@ class _Begun(NamedTuple):
     after_busy_s: float
     after_alone_s: float
     alone_s: float
+    after_needed_s: float
+    """The same as `after_alone_s`, of what was not cached, with the tools before it."""
 
 
 @dataclass(slots=True)
@@ -39,8 +43,6 @@ class RunFacts:
     """Seconds that its ended calls spent on instances, from dispatch to end."""
     output_tokens: int = 0
     """Of its ended calls."""
-    feared: float | None = None
-    """Its chance to miss its SLO, as its policy saw it when its first call was sent."""
     served_calls: int = 0
     """Calls that were dispatched at least once."""
     busy_s: float = 0.0
@@ -50,7 +52,13 @@ class RunFacts:
     busy_path_s: float = 0.0
     """`busy_s` of the longest chain of ended calls, each of which arrived after the one before it had ended."""
     alone_path_s: float = 0.0
-    """What the longest such chain takes alone on the cluster."""
+    """What the longest such chain takes alone on the cluster, nothing cached."""
+    needed_path_s: float = 0.0
+    """What the longest such chain took of prefixes not cached and of tokens, alone, with what passed between calls."""
+    needed_s: float = 0.0
+    """The same of all ended calls, without what passed between them …"""
+    between_s: float = 0.0
+    """… and that, in sum."""
     home_instance: str | None = None
     """Where the call with its longest prompt was last dispatched to decode."""
     home_tokens: int = 0
@@ -59,6 +67,29 @@ class RunFacts:
     """Calls begun, by node."""
     marks: list["Mark"] = field(default_factory=list)
     """What is to be learned of its ended calls once the run ends."""
+
+    @property
+    def stretch(self) -> float:
+        """What calls and tools took over what they would have taken alone, waits left out; at least 1."""
+        return max((self.busy_s + self.between_s) / max(self.needed_s + self.between_s, 1e-6), 1.0)
+
+    def needed_until_s(self, now_s: float) -> float:
+        """What the run would have taken alone until now; no call of it is live."""
+        return self.needed_path_s + max(
+            now_s - (self.first_seen_s if self.last_ended_s is None else self.last_ended_s), 0.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands at a call, in seconds that it takes alone on the cluster, and in output tokens."""
+
+    done_s: float
+    """What precedes the tokens to come: earlier calls and tools, the call's prefill, tokens that have come."""
+    step_s: float
+    """An output token."""
+    expected_tokens: float
+    """Still to come of the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +100,12 @@ class Mark:
     visit: int
     ended_s: float
     waited_s: float
+    progress: Progress | None = None
+    """As of its first token; None of a call that was not served at one go."""
+    lengths: NDArray[np.float64] | None = None
+    """Equally likely tokens that were expected then."""
+    decode_s: float = 0.0
+    tokens: int = 0
 
 
 class Runs:
@@ -78,8 +115,6 @@ class Runs:
         self._limit = limit
         self._runs: OrderedDict[str, RunFacts] = OrderedDict()
         self._sessions: OrderedDict[str, str] = OrderedDict()
-        self.feared = self.missed = 0.5
-        """Shares of the runs that ended lately: feared to miss their SLO when they began, and that did (EMA)."""
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -101,6 +136,10 @@ class Runs:
         """Service of the longest chain of calls of its run that had ended when the call arrived."""
         return self._runs[call.arrived.run_id].live[call.request_id].after_busy_s
 
+    def needed_before_s(self, call: Call) -> float:
+        """What the call's run would have taken alone until the call arrived, with its tools, prefixes cached."""
+        return self._runs[call.arrived.run_id].live[call.request_id].after_needed_s
+
     def begin(self, call: Call, now_s: float, alone_s: float) -> None:
         """A call arrived that is predicted to take `alone_s` alone on the cluster."""
         run_id = call.arrived.run_id
@@ -112,15 +151,17 @@ class Runs:
             self._forget()
         facts.live_calls += 1
         facts.visits[call.arrived.node] = facts.visits.get(call.arrived.node, 0) + 1
-        facts.live[call.request_id] = _Begun(facts.busy_path_s, facts.alone_path_s, alone_s)
+        between_s = 0.0 if facts.last_ended_s is None else now_s - facts.last_ended_s
+        if facts.live_calls == 1:
+            facts.between_s += between_s
+        needed_s = facts.needed_path_s + between_s
+        facts.live[call.request_id] = _Begun(facts.busy_path_s, facts.alone_path_s, alone_s, needed_s)
         self._runs.move_to_end(run_id)
 
-    def dispatched(self, call: Call, decode: str, chance: float | None = None) -> None:
-        """A call was sent to an instance; `chance`: that its run ends in time, as the policy sees it."""
+    def dispatched(self, call: Call, decode: str) -> None:
+        """A call was sent to an instance."""
         facts = self._runs[call.arrived.run_id]
         facts.last_instance = decode
-        if chance is not None and not facts.served_calls:
-            facts.feared = 1.0 - chance
         facts.served_calls += call.attempt == 1
         if call.arrived.prompt_tokens >= facts.home_tokens:
             facts.home_instance, facts.home_tokens = decode, call.arrived.prompt_tokens
@@ -130,8 +171,11 @@ class Runs:
         if len(self._sessions) > self._limit:
             self._sessions.popitem(last=False)
 
-    def ended(self, call: Call, now_s: float, alone_s: float) -> None:
-        """A call ended, however it did; what it put out would have taken `alone_s` alone on the cluster."""
+    def ended(self, call: Call, now_s: float, alone_s: float, prefill_s: float, step_s: float) -> None:
+        """A call ended, however it did; what it put out would have taken `alone_s` alone on the cluster.
+
+        `prefill_s` and `step_s`: what of that were a prefill of what was not cached, and a token.
+        """
         facts = self._runs[call.arrived.run_id]
         begun = facts.live.pop(call.request_id)
         facts.live_calls -= 1
@@ -142,15 +186,17 @@ class Runs:
         if seat is not None:
             facts.service_s += now_s - seat.dispatched_s
             if seat.first_token_s is not None:
-                prefill_s = min(seat.predicted_prefill_s, seat.first_token_s - seat.dispatched_s)
-                busy_s = prefill_s + now_s - seat.first_token_s
+                served_s = min(seat.predicted_prefill_s, seat.first_token_s - seat.dispatched_s)
+                busy_s = served_s + now_s - seat.first_token_s
         facts.busy_s += busy_s
         facts.waited_s += now_s - call.arrived_s - busy_s
         if len(facts.marks) < MAX_MARKS:
-            node = call.arrived.node
-            facts.marks.append(Mark(node, facts.visits[node], now_s, facts.waited_s))
+            facts.marks.append(_mark(call, facts, now_s, begun.after_needed_s + prefill_s, step_s))
         facts.busy_path_s = max(facts.busy_path_s, begun.after_busy_s + busy_s)
         facts.alone_path_s = max(facts.alone_path_s, begun.after_alone_s + alone_s)
+        needed_s = prefill_s + call.emitted * step_s
+        facts.needed_s += needed_s
+        facts.needed_path_s = max(facts.needed_path_s, begun.after_needed_s + needed_s)
 
     def close(self, run_id: str) -> RunFacts | None:
         """A run is over: forget it; None if it was not known."""
@@ -158,14 +204,6 @@ class Runs:
         if facts is None or facts.live_calls:
             return None
         return self._runs.pop(run_id)
-
-    def judge(self, facts: RunFacts, ended_s: float, *, succeeded: bool) -> None:
-        """A run ended: was it feared for, and did it miss its SLO?"""
-        if facts.feared is None or facts.slo_s is None:
-            return
-        has_missed = not succeeded or ended_s > facts.first_seen_s + facts.slo_s
-        self.feared += _FEAR_ALPHA * (facts.feared - self.feared)
-        self.missed += _FEAR_ALPHA * (has_missed - self.missed)
 
     def _forget(self) -> None:
         if len(self._runs) <= self._limit:
@@ -175,6 +213,16 @@ class Runs:
             self._runs.move_to_end(oldest)
         else:
             del self._runs[oldest]
+
+
+def _mark(call: Call, facts: RunFacts, now_s: float, done_s: float, step_s: float) -> Mark:
+    node, seat = call.arrived.node, call.seat
+    visit = facts.visits[node]
+    if seat is None or seat.first_token_s is None or call.attempt > 1 or not call.emitted:
+        return Mark(node, visit, now_s, facts.waited_s)
+    progress = Progress(done_s, step_s, call.distribution.quantiles[1])
+    decode_s = max(now_s - seat.first_token_s, 0.0)
+    return Mark(node, visit, now_s, facts.waited_s, progress, call.distribution.spread, decode_s, call.emitted)
 
 
 def session_of(call: Call) -> str:

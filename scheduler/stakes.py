@@ -7,47 +7,27 @@ each of L gives its run the chance
 
 where `rest` is what the run has to do after the call (rest.py). L takes a few equally likely values: those of the
 length distribution, or for a running call a spread around the median of what remains. What a second is worth at the
-margin is (V(left) - V(left - δ))/δ, with δ a tenth of what is left: a run that is lost, or safe, loses nothing by it.
+margin is (V(left) - V(left - δ))/δ, with δ three tenths of what is left: a run that is lost, or safe, loses nothing by
+it. δ is wide because a run's slack must last for all the delays that are still to come, not for the next one.
 """
 
 import numpy as np
 
-from scheduler.call import Call
 from scheduler.estimate import Floats
 from scheduler.latency import Demand
-from scheduler.rest import Rest, RestByForecast, RestModel
-from scheduler.runs import RunFacts
+from scheduler.rest import Rest
 
 SPREAD = np.array([0.35, 0.75, 1.15, 1.9])
 """Equally likely multiples of the median of what a running call still puts out."""
-_MIDDLES = (np.arange(8) + 0.5) / 8
-_DELTA_SHARE = 0.1
+_MIDDLES = (np.arange(32) + 0.5) / 32
+_DELTA_SHARE = 0.3
 _LEAST_DELTA_S = 0.2
-_MOST_DELTA_S = 5.0
-
-
-def rest_after(call: Call, facts: RunFacts, rests: RestModel, now_s: float, alone_s: float) -> Rest:
-    """What the call's run has to do after it; `alone_s` is what the call itself takes alone.
-
-    Nothing, for a call that has deadlines of its own only.
-    """
-    arrived = call.arrived
-    if arrived.run_deadline_s is None:
-        return RestByForecast(0.0)
-    waits_s = 0.0 if call.attempt else now_s - call.arrived_s
-    served_s = now_s - facts.first_seen_s - facts.waited_s - waits_s + alone_s
-    return rests.rest(
-        arrived.workflow, arrived.node, facts.visits.get(arrived.node, 1), facts.slo_s, served_s, arrived.downstream_s
-    )
+_MOST_DELTA_S = 20.0
 
 
 def outcome(rest: Rest, left_s: float, ready_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
     """The chance V of every placement, over equally likely lengths."""
-    times_s = step_s[:, None] * lengths
-    times_s += ready_s[:, None]
-    np.subtract(left_s, times_s, out=times_s)
-    chance: Floats = rest.chances(times_s).mean(axis=1)
-    return chance
+    return rest.chances(left_s - ready_s, step_s, lengths)
 
 
 def likely_lengths(demand: Demand) -> Floats:
@@ -60,7 +40,7 @@ def likely_lengths(demand: Demand) -> Floats:
 
 def expected_rest_s(rest: Rest, left_s: float) -> float:
     """E[min(rest, left)]: what the run still does, if it is given up at its deadline."""
-    return float(1.0 - rest.chances(_MIDDLES * left_s).mean()) * left_s if left_s > 0.0 else 0.0
+    return float(1.0 - rest.within(_MIDDLES * left_s).mean()) * left_s if left_s > 0.0 else 0.0
 
 
 def stake(rest: Rest, left_s: float, step_s: float, remaining_tokens: float) -> float:
@@ -68,6 +48,7 @@ def stake(rest: Rest, left_s: float, step_s: float, remaining_tokens: float) -> 
     if left_s <= 0.0:
         return 0.0
     delta_s = min(max(_DELTA_SHARE * left_s, _LEAST_DELTA_S), _MOST_DELTA_S)
-    times_s = left_s - SPREAD * (remaining_tokens * step_s)
-    both = rest.chances(np.concatenate((times_s, times_s - delta_s)))
-    return float(both[: len(SPREAD)].mean() - both[len(SPREAD) :].mean()) / delta_s
+    now, later = rest.chances(
+        np.array((left_s, left_s - delta_s)), np.array((step_s, step_s)), SPREAD * remaining_tokens
+    )
+    return float(now - later) / delta_s

@@ -17,10 +17,10 @@ from scheduler.length import LengthModel
 from scheduler.placement import Move, Placement
 from scheduler.profiles.profile import GpuProfile
 from scheduler.recent import Recent
-from scheduler.rest import RestModel
-from scheduler.runs import Runs
+from scheduler.rest import Rest, RestByForecast, RestModel
+from scheduler.runs import Progress, Runs
 from scheduler.speeds import close_window, met_an_idle_queue, observe_first_token, observe_prefill
-from scheduler.stakes import rest_after, stake
+from scheduler.stakes import stake
 from scheduler.waiting import WaitingRoom
 
 Profiles = Callable[[str, str], GpuProfile]
@@ -187,7 +187,7 @@ class ClusterState:
         call.attempt += 1
         call.state = CallState.DISPATCHED
         self.pool_of(call).last_placed = placement.decode
-        self.runs.dispatched(call, placement.decode, placement.chance)
+        self.runs.dispatched(call, placement.decode)
         self._seat(call, placement)
 
     def prefill_finished(self, call: Call) -> None:
@@ -265,7 +265,6 @@ class ClusterState:
         facts = self.runs.close(run_id)
         if facts is None:
             return
-        self.runs.judge(facts, self.now_s, succeeded=succeeded)
         if succeeded:
             self.rests.learn(facts, self.now_s)
 
@@ -336,7 +335,9 @@ class ClusterState:
         del self.calls[call.request_id]
         self.held.pop(call.request_id, None)
         self.waiting.leave(call)
-        self.runs.ended(call, self.now_s, self.alone_s(call, call.emitted))
+        seat = call.seat
+        needs = self.needs(call, 0.0 if seat is None else seat.cached_tokens)
+        self.runs.ended(call, self.now_s, self.alone_s(call, call.emitted), *needs)
         if call.seat is not None:
             self.recent.put_out(call.seat.decode, call.emitted, self.now_s)
         _remember(self._ended, call.request_id, self.config.max_ended)
@@ -387,8 +388,8 @@ class ClusterState:
         deadline_s = call.deadline_s
         if not self.weighs_stakes or deadline_s is None:
             return
-        row, facts = pool.row[seat.decode], self.runs.of(call)
-        rest = rest_after(call, facts, self.rests, self.now_s, self.alone_s(call, seat.remaining))
+        row = pool.row[seat.decode]
+        rest = self.rest_after(call, seat.cached_tokens, seat.remaining)
         per_s = stake(rest, deadline_s - self.now_s, pool.step_s(row), seat.remaining)
         pool.restake(row, per_s - seat.stake, per_s * seat.remaining - seat.stake_tokens)
         seat.stake, seat.stake_tokens = per_s, per_s * seat.remaining
@@ -431,6 +432,27 @@ class ClusterState:
         call.left_seat = None
 
     # Learning
+
+    def rest_after(self, call: Call, cached_tokens: float, tokens: float) -> Rest:
+        """What the call's run has to do after it; `tokens` are still expected of the call itself.
+
+        Nothing, for a call that has deadlines of its own only.
+        """
+        arrived, facts = call.arrived, self.runs.of(call)
+        if arrived.run_deadline_s is None:
+            return RestByForecast(0.0)
+        prefill_s, step_s = self.needs(call, cached_tokens)
+        done_s = self.runs.needed_before_s(call) + prefill_s + call.emitted * step_s
+        visit = facts.visits.get(arrived.node, 1)
+        progress = Progress(done_s, step_s, tokens)
+        return self.rests.rest(arrived.workflow, arrived.node, visit, facts.slo_s, progress, arrived.downstream_s)
+
+    def needs(self, call: Call, cached_tokens: float) -> tuple[float, float]:
+        """Seconds alone on the cluster: a call's prefill with so many tokens of its prompt cached, and one token."""
+        arrived, alone = call.arrived, self.alone
+        cached = min(cached_tokens, arrived.prompt_tokens - 1.0)
+        prefill_s = alone.prefill_s(arrived.model, arrived.prompt_tokens - cached, cached)
+        return prefill_s, alone.step_s(arrived.model, arrived.prompt_tokens)
 
     def alone_s(self, call: Call, output_tokens: float) -> float:
         """What a call with so many output tokens takes alone on its cluster."""

@@ -32,7 +32,7 @@ from scheduler.placement import Move, Options, Placement, add_pairs, demand_of, 
 from scheduler.policy import Wait
 from scheduler.rest import Rest
 from scheduler.selection import argmin, best_rows
-from scheduler.stakes import expected_rest_s, likely_lengths, outcome, rest_after
+from scheduler.stakes import expected_rest_s, likely_lengths, outcome
 from scheduler.state import ClusterState
 
 PRIORITY_PER_S = 100.0
@@ -86,8 +86,7 @@ class AgentServe:
             latest_deadline_s=call.latest_deadline_s,
         )
         urgency = LOWEST_PRIORITY if priced.is_lost else priority(call, state, options.own_s.item(best[0]), now_s)
-        chance = None if priced.chance is None else priced.chance.item(best[0])
-        return options.placement(best[0], urgency, reason, chance)
+        return options.placement(best[0], urgency, reason)
 
     def rank(self, call: Call, state: ClusterState, now_s: float) -> float:
         """Those whose deadline is still to come first, the nearest at the start; then the lost ones, as they came."""
@@ -107,7 +106,6 @@ class AgentServe:
         return evacuate(call, state, self.name, priority(call, state, _remaining_s(call), now_s), now_s)
 
 
-_LEAST_FEAR = 0.02
 _NO_DEADLINE_RANK = 1e9
 _LOST_RANK = 1e10
 
@@ -140,12 +138,11 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     deadline_s = call.deadline_s
     own_s = options.own_s if deadline_s is None else _dearer(options, prices.capability_weight)
     delay_s = own_s + options.harm_s
-    loss *= _sobered(state)
     price = delay_s * prices.second_price
     price += loss
     if deadline_s is None:
         return _Priced(price, None, loss, delay_s, None, False)
-    rest = rest_after(call, state.runs.of(call), state.rests, now_s, state.alone_s(call, demand.output_tokens))
+    rest = state.rest_after(call, float(options.terms.cached.max()), demand.output_tokens)
     lengths = likely_lengths(demand) if call.emitted or call.arrived.max_tokens else call.distribution.spread
     chance = outcome(rest, deadline_s - now_s, options.ready_s, options.step_s, lengths)
     price += 1.0
@@ -153,14 +150,6 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     best = float(chance.max(where=options.allowed, initial=0.0))
     is_lost = best < prices.lost_chance or deadline_s <= now_s
     return _Priced(price, chance, loss, delay_s, rest, is_lost)
-
-
-def _sobered(state: ClusterState) -> float:
-    """How many runs really miss for each that was feared to, at most 1: what others stand to lose is scaled by it.
-
-    Chances are taken from what is known when a run begins, and are too dark where load is light.
-    """
-    return min(max(state.runs.missed, _LEAST_FEAR) / max(state.runs.feared, _LEAST_FEAR), 1.0)
 
 
 def _dearer(options: Options, weight: float) -> Floats:

@@ -66,6 +66,13 @@ def test_a_move_that_is_refused_or_does_not_pay_is_not_made(changes: dict[str, A
     assert cluster.progress(1.7, "r", 40) == []
 
 
+def test_a_call_of_a_lost_run_moves_where_it_ends_five_times_as_soon_and_harms_nobody() -> None:
+    lost = {"latest_deadline_s": 2.0, "target_deadline_s": 1.9}
+    assert only_move(straggling(spec("b", "fast", speed=3.0), **lost).progress(1.7, "r", 40)).target == "b"
+    assert straggling(**lost).progress(1.7, "r", 40) == []  # about three times as soon
+    assert straggling(spec("b", "slow"), **lost).progress(1.7, "r", 40) == []
+
+
 @pytest.mark.parametrize(
     "target", [spec("b", "fast", supports_replay=False), spec("b", "fast", kv_capacity_tokens=520), spec("b", "slow")]
 )

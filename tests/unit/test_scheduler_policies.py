@@ -5,7 +5,7 @@ import pytest
 from scheduler.config import AgentServeConfig, GoodServeConfig, SchedulerConfig
 from scheduler.decisions import Dispatch, Hold
 from scheduler.errors import UnknownPolicy
-from scheduler.events import InstanceDraining, InstanceJoined, InstanceReported, RequestArrived, Role, RunEnded, Woke
+from scheduler.events import InstanceDraining, InstanceJoined, InstanceReported, RequestArrived, Role, Woke
 from scheduler.policies import make_policy, policy_names
 from scheduler.policies.agentserve import LOWEST_PRIORITY
 from tests.unit.scheduler_builders import Cluster, call, loaded_profile, only_move, spec
@@ -84,19 +84,6 @@ def test_a_decision_names_every_candidate_with_its_figures() -> None:
     assert others[1].verdict == "price +1.00000: chance -1.000, others lose +0.0000, delay +0.000 s"
     assert placed.reason.length is not None
     assert placed.reason.length.p50_tokens == 10.0
-
-
-def test_fears_that_do_not_come_true_weigh_less() -> None:
-    cluster = Cluster("agentserve", spec("a"), spec("b", "fast"), profiles=loaded_profile)
-    runs = cluster.scheduler._state.runs
-    assert (runs.feared, runs.missed) == (0.5, 0.5)
-    for i in range(100):
-        cluster.run(i, call(f"r{i}", run_id=f"run{i}", run_deadline_s=i + 9.0, downstream_s=9.0))
-        cluster.finish(i + 0.5, f"r{i}")
-        cluster.at(i + 0.5, RunEnded(event_id=f"over{i}", run_id=f"run{i}", succeeded=True))
-    assert runs.missed == pytest.approx(0.5 * 0.98**100)
-    # The first five were feared for, as their forecast had it; what was learned since says that they end at once.
-    assert runs.missed + 0.005 < runs.feared < 0.1
 
 
 def test_a_lost_run_waits_while_it_would_cost_others_and_not_for_ever() -> None:
