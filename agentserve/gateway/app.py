@@ -22,7 +22,7 @@ from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
 from agentserve.orchestrator.request import CHAT, COMPLETIONS
 from agentserve.settings import Settings
-from agentserve.telemetry.metrics import CONTENT_TYPE
+from agentserve.telemetry.metrics_page import CONTENT_TYPE
 from agentserve.tracker.store import Store
 from scheduler.errors import SchedulerError
 from workflows.errors import WorkflowError
@@ -39,7 +39,7 @@ def create_app(
     *,
     store: Store,
     orchestrator: Orchestrator,
-    render_metrics: Callable[[], bytes] | None = None,
+    render_metrics: Callable[[], Awaitable[bytes]] | None = None,
     restore: Callable[[Sequence[RunEvent]], None] | None = None,
     clock: Callable[[], float] = time.time,
     background: Sequence[Work] = (),
@@ -95,7 +95,7 @@ async def _for_ever(work: Work) -> None:
 class _Probes:
     """Health, readiness and metrics."""
 
-    def __init__(self, store: Store, orchestrator: Orchestrator, render: Callable[[], bytes] | None) -> None:
+    def __init__(self, store: Store, orchestrator: Orchestrator, render: Callable[[], Awaitable[bytes]] | None) -> None:
         self._store = store
         self._orchestrator = orchestrator
         self._render = render
@@ -121,7 +121,7 @@ class _Probes:
 
     async def metrics(self, _: Request) -> Response:
         """Prometheus text."""
-        return Response(self._render() if self._render is not None else b"", media_type=CONTENT_TYPE)
+        return Response(await self._render() if self._render is not None else b"", media_type=CONTENT_TYPE)
 
     async def _problem(self) -> str | None:
         if not self._orchestrator.accepting:

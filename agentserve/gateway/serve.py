@@ -16,12 +16,15 @@ from starlette.applications import Starlette
 from agentserve.errors import BadInput, Unavailable
 from agentserve.gateway.app import create_app
 from agentserve.gateway.fleet import Fleet
+from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
 from agentserve.orchestrator.eventlog import EventLog
 from agentserve.profile_files import read_profiles
 from agentserve.settings import Settings
-from agentserve.telemetry.drift import CorrectionCollector, DriftLog
+from agentserve.telemetry.cluster_metrics import ClusterCollector
+from agentserve.telemetry.drift import DriftLog
 from agentserve.telemetry.metrics import MetricSink
+from agentserve.telemetry.metrics_page import GatewayCollector, MetricsPage, Reading, add_process_metrics
 from agentserve.telemetry.tracing import SpanSink, make_tracer_provider
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
@@ -91,19 +94,49 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
             sinks=(journal, spans, metrics),
             event_log=_event_log(settings, scheduler, profiles),
             traceparent=spans.traceparent,
+            on_handled=metrics.handled,
         )
-        metrics.registry.register(CorrectionCollector(scheduler.snapshot))
         fleet = Fleet(settings, orchestrator, static_engines)
+
+        def restore(events: Sequence[RunEvent]) -> None:
+            spans.restore(events)
+            metrics.restore(events)
+
         app = create_app(
             settings,
             store=store,
             orchestrator=orchestrator,
-            render_metrics=metrics.render,
-            restore=spans.restore,
+            render_metrics=_metrics_page(metrics, orchestrator, fleet, journal).render,
+            restore=restore,
             background=(fleet.run, DriftLog(scheduler.snapshot).run),
         )
         app.state.fleet = fleet
         yield app
+
+
+def _metrics_page(metrics: MetricSink, orchestrator: Orchestrator, fleet: Fleet, journal: StoreSink) -> MetricsPage:
+    cluster = ClusterCollector(orchestrator.snapshot)
+    metrics.registry.register(cluster)
+    metrics.registry.register(
+        GatewayCollector(
+            (
+                Reading(
+                    "agentserve_broker_connected",
+                    "1: the broker is there; 0: it is not. Nothing without a broker in the settings.",
+                    lambda: None if fleet.bus is None else float(fleet.bus.connected),
+                ),
+                Reading("agentserve_journal_waiting_events", "Events not yet in Redis.", lambda: journal.waiting),
+                Reading(
+                    "agentserve_journal_dropped_events",
+                    "Events that Redis never got.",
+                    lambda: journal.dropped,
+                    is_counter=True,
+                ),
+            )
+        )
+    )
+    add_process_metrics(metrics.registry)
+    return MetricsPage(metrics.registry, refresh=(cluster.refresh,))
 
 
 class _Server(uvicorn.Server):

@@ -24,6 +24,7 @@ from agentserve.orchestrator.eventlog import EventLog
 from agentserve.settings import Settings
 from agentserve.telemetry.messages import Announce
 from agentserve.telemetry.metrics import MetricSink
+from agentserve.telemetry.metrics_page import MetricsPage
 from agentserve.telemetry.tracing import SpanSink
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
@@ -179,7 +180,7 @@ async def gateway(
             configured,
             store=store,
             orchestrator=orchestrator,
-            render_metrics=metrics.render,
+            render_metrics=MetricsPage(metrics.registry).render,
             restore=spans.restore,
             background=(fleet.run,),
         )
