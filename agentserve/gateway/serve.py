@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 from starlette.applications import Starlette
 
 from agentserve.errors import BadInput, Unavailable
@@ -136,6 +137,7 @@ def _metrics_page(metrics: MetricSink, orchestrator: Orchestrator, fleet: Fleet,
         )
     )
     add_process_metrics(metrics.registry)
+    disable_created_metrics()  # else every histogram and counter comes with a gauge that nobody asks for
     return MetricsPage(metrics.registry, refresh=(cluster.refresh,))
 
 

@@ -56,23 +56,11 @@ class _LiveCall:
 
 
 class MetricSink:
-    """Counts journal events in a registry of its own.
+    """Counts journal events in a registry of its own; of live runs, calls and steps it knows `max_live` each."""
 
-    Live runs, calls and steps are remembered up to `max_live` each. `blame_of(run_id)`: what a run that missed its SLO
-    lost its time to, asked when it ends.
-    """
-
-    def __init__(
-        self,
-        *,
-        blame_of: Callable[[str], str | None] | None = None,
-        max_workflows: int = 20,
-        max_models: int = 20,
-        max_live: int = 20_000,
-    ) -> None:
+    def __init__(self, *, max_workflows: int = 20, max_models: int = 20, max_live: int = 20_000) -> None:
         self._workflow, self._model = BoundedLabel(max_workflows), BoundedLabel(max_models)
         self._policy, self._blame = BoundedLabel(20), BoundedLabel(20)
-        self._blame_of = blame_of
         self._max_live = max_live
         self._runs: OrderedDict[str, str] = OrderedDict()
         self._calls: OrderedDict[str, _LiveCall] = OrderedDict()
@@ -205,8 +193,8 @@ class MetricSink:
         if data.get("e2e_s") is not None:
             self._families.run_e2e.labels(workflow).observe(data["e2e_s"])
         if attained == "false":
-            blame = self._blame_of(event.run_id) if self._blame_of is not None else None
-            self._families.missed.labels(workflow, self._blame.of(blame)).inc()
+            blame = data.get("blame") or {}
+            self._families.missed.labels(workflow, self._blame.of(blame.get("reason"))).inc()
 
     def _workflow_of(self, event: RunEvent) -> str:
         return self._runs.get(event.run_id, "unknown")

@@ -123,9 +123,10 @@ def test_every_decided_move_is_counted_once_by_cause_and_outcome(after, outcomes
 
 
 def test_a_missed_run_is_counted_by_what_lost_the_time():
-    sink = MetricSink(blame_of={"run-1": "queue"}.get)
+    sink = MetricSink()
     sink.record(submitted())
-    sink.record(event(Kind.RUN_FINISHED, 20.0, status="succeeded", e2e_s=20.0, attained=False))
+    blame = {"reason": "queue", "step_id": "plan", "node": "plan", "lost_s": 9.0}
+    sink.record(event(Kind.RUN_FINISHED, 20.0, status="succeeded", e2e_s=20.0, attained=False, blame=blame))
     for attained in (True, None):
         sink.record(submitted())
         sink.record(event(Kind.RUN_FINISHED, 20.0, status="succeeded", e2e_s=20.0, attained=attained))
