@@ -105,7 +105,19 @@ class StepStory:
     slack_s: float | None = None
     predicted_s: float | None = None
     downstream_s: float | None = None
+    planned_s: float | None = None
+    """How long the whole step was expected to take when it began; the fields above are as last derived."""
+    planned_downstream_s: float | None = None
+    """What was expected then from its end to the run's end."""
+    slack_before_s: float | None = None
+    """The run's slack then."""
     calls: list[CallStory] = field(default_factory=list)
+
+    def slack_after_s(self, deadline_s: float | None) -> float | None:
+        """The run's slack when the step ended: what was left, less what was still expected behind it."""
+        if deadline_s is None or self.finished_s is None or self.downstream_s is None:
+            return None
+        return deadline_s - self.finished_s - self.downstream_s
 
 
 @dataclass(slots=True)
@@ -124,6 +136,8 @@ class RunStory:
     e2e_s: float | None = None
     attained: bool | None = None
     error: str | None = None
+    blame: Mapping[str, Any] | None = None
+    """Why the SLO was missed, as the gateway told it at the run's end; `blame.py` says it of any story."""
     steps: list[StepStory] = field(default_factory=list)
 
 
@@ -209,6 +223,7 @@ def read_run(story: RunStory, event: RunEvent) -> None:
         story.finished_s = event.at_s
         story.status = str(data.get("status") or "succeeded")
         story.e2e_s, story.attained, story.error = data.get("e2e_s"), data.get("attained"), data.get("error")
+        story.blame = data.get("blame")
         if story.e2e_s is not None:
             story.submitted_s = min(story.submitted_s, event.at_s - story.e2e_s)
 
@@ -223,6 +238,9 @@ def _read_step(story: StepStory, event: RunEvent) -> None:
     elif event.kind is Kind.STEP_DEADLINES:
         for name in ("target_deadline_s", "latest_deadline_s", "slack_s", "predicted_s", "downstream_s"):
             setattr(story, name, data.get(name))
+        if story.planned_s is None and story.predicted_s is not None:
+            story.planned_s = max(0.0, event.at_s - story.started_s) + story.predicted_s
+            story.planned_downstream_s, story.slack_before_s = story.downstream_s, story.slack_s
     elif event.kind is Kind.STEP_FINISHED:
         story.finished_s, story.outcome, story.error = event.at_s, data.get("outcome"), data.get("error")
 
