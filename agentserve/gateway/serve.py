@@ -16,13 +16,16 @@ from starlette.applications import Starlette
 from agentserve.errors import BadInput, Unavailable
 from agentserve.gateway.app import create_app
 from agentserve.gateway.fleet import Fleet
+from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
 from agentserve.orchestrator.eventlog import EventLog
 from agentserve.profile_files import read_profiles
 from agentserve.settings import Settings
 from agentserve.telemetry.drift import CorrectionCollector, DriftLog
+from agentserve.telemetry.exporter import make_tracer_provider
 from agentserve.telemetry.metrics import MetricSink
-from agentserve.telemetry.tracing import SpanSink, make_tracer_provider
+from agentserve.telemetry.open_runs import OpenRuns
+from agentserve.telemetry.tracing import SpanSink
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
 from agentserve.workers.config import EngineConfig
@@ -84,11 +87,11 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
         provider = make_tracer_provider(settings.otlp_endpoint)
         if provider is not None:
             stack.push_async_callback(asyncio.to_thread, provider.shutdown)
-        spans, metrics = SpanSink(provider), MetricSink()
+        spans, open_runs, metrics = SpanSink(provider, share=settings.trace_share), OpenRuns(), MetricSink()
         orchestrator = Orchestrator(
             scheduler,
             settings,
-            sinks=(journal, spans, metrics),
+            sinks=(journal, open_runs, spans, metrics),
             event_log=_event_log(settings, scheduler, profiles),
             traceparent=spans.traceparent,
         )
@@ -99,7 +102,8 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
             store=store,
             orchestrator=orchestrator,
             render_metrics=metrics.render,
-            restore=spans.restore,
+            restore=_each(open_runs.restore, spans.restore),
+            blame=open_runs.blame,
             background=(fleet.run, DriftLog(scheduler.snapshot).run),
         )
         app.state.fleet = fleet
@@ -181,6 +185,14 @@ def _listen(host: str, port: int) -> socket.socket:
         raise Unavailable(in_use if error.errno == errno.EADDRINUSE else f"{host}:{port}: {error.strerror}") from None
     listener.setblocking(False)
     return listener
+
+
+def _each(*told: Callable[[Sequence[RunEvent]], None]) -> Callable[[Sequence[RunEvent]], None]:
+    def tell(events: Sequence[RunEvent]) -> None:
+        for one in told:
+            one(events)
+
+    return tell
 
 
 def _scheduler(settings: Settings, profiles: ProfileBook) -> Scheduler:

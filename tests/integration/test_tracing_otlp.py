@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from agentserve.telemetry import names
-from agentserve.telemetry.tracing import SpanSink, make_tracer_provider, trace_id_of
+from agentserve.telemetry.exporter import make_tracer_provider
+from agentserve.telemetry.sampling import trace_id_of
+from agentserve.telemetry.tracing import SpanSink
 from tests.integration.otlp_receiver import Receiver
 from tests.unit.made_up_run import RUN, START_S, whole_run
 
