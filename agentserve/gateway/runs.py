@@ -330,7 +330,8 @@ class RunService:
 
     def _tell_submitted(self, run: Run, traceparent: str | None) -> None:
         data: dict[str, Any] = {"workflow": run.workflow, "slo_s": run.slo_s, "deadline_s": run.deadline_s}
-        self._diary.write(Kind.RUN_SUBMITTED, run.run_id, data={**data, "traceparent": traceparent})
+        data["traceparent"] = traceparent
+        self._diary.write(Kind.RUN_SUBMITTED, run.run_id, data=data, at_s=run.submitted_s)
 
     def _tell_changes(self, before: Run, live: LiveRun) -> None:
         for step_id, step in live.run.steps.items():
@@ -372,7 +373,7 @@ class RunService:
         data = {"status": str(run.status), "e2e_s": record.e2e_s, "attained": record.attained, "error": run.error}
         end = RunEvent(run_id=run.run_id, kind=Kind.RUN_FINISHED, at_s=self._clock(), data=data)
         blame = self._blame(end) if self._blame is not None else None
-        self._diary.write(Kind.RUN_FINISHED, run.run_id, data={**data, "blame": blame})
+        self._diary.write(Kind.RUN_FINISHED, run.run_id, data={**data, "blame": blame}, at_s=end.at_s)
         self.learning.learn(live.workflow.name, observe_run_end(run, live.workflow))
         self._orchestrator.run_ended(run.run_id, succeeded=record.succeeded)
 

@@ -272,7 +272,7 @@ def read_run(story: RunStory, event: RunEvent) -> None:
         story.status = str(data.get("status") or "succeeded")
         story.e2e_s, story.attained, story.error = data.get("e2e_s"), data.get("attained"), data.get("error")
         story.blame = data.get("blame")
-        if story.e2e_s is not None:
+        if story.e2e_s is not None and story.workflow is None:  # its submission was not seen
             story.submitted_s = min(story.submitted_s, event.at_s - story.e2e_s)
 
 
