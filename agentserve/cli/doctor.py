@@ -35,7 +35,7 @@ def doctor(
     ] = None,
     redis: Annotated[str | None, typer.Option(help="Redis URL")] = None,
     mqtt: Annotated[str | None, typer.Option(help="MQTT URL; empty for none")] = None,
-    otlp: Annotated[str | None, typer.Option(help="OTLP/HTTP base URL; empty for none")] = None,
+    otlp: Annotated[str | None, typer.Option(help="OTLP endpoint, http:// or grpc://; empty for none")] = None,
     cluster: Annotated[str | None, typer.Option(help="Cluster name")] = None,
     engine: Annotated[
         list[str] | None, typer.Option(metavar="URL[,GPU[,MODEL]]", help="An engine that no worker announces; repeat")

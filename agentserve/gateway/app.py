@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -41,15 +42,16 @@ def create_app(
     orchestrator: Orchestrator,
     render_metrics: Callable[[], Awaitable[bytes]] | None = None,
     restore: Callable[[Sequence[RunEvent]], None] | None = None,
+    blame: Callable[[RunEvent], Mapping[str, Any] | None] | None = None,
     clock: Callable[[], float] = time.time,
     background: Sequence[Work] = (),
 ) -> Starlette:
     """The application; its lifespan enters `orchestrator` and runs what runs in the background, `background` too.
 
-    `restore`: told the journal of runs that another gateway process began. `store` and the sinks stay the caller's to
-    close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator.
+    `restore`: told the journal of runs that another gateway process began. `blame`: as for RunService. `store` and the
+    sinks stay the caller's to close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator.
     """
-    runs = RunService(store, orchestrator, clock=clock, restore=restore)
+    runs = RunService(store, orchestrator, clock=clock, restore=restore, blame=blame)
     completions = Completions(orchestrator, runs, settings)
     rest = RestRoutes(orchestrator, runs, settings, clock, settings.policy)
     probes = _Probes(store, orchestrator, render_metrics)

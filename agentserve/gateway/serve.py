@@ -24,9 +24,11 @@ from agentserve.profile_files import read_profiles
 from agentserve.settings import Settings
 from agentserve.telemetry.cluster_metrics import ClusterCollector
 from agentserve.telemetry.drift import DriftLog
+from agentserve.telemetry.exporter import make_tracer_provider
 from agentserve.telemetry.metrics import MetricSink
 from agentserve.telemetry.metrics_page import GatewayCollector, MetricsPage, Reading, add_process_metrics
-from agentserve.telemetry.tracing import SpanSink, make_tracer_provider
+from agentserve.telemetry.open_runs import OpenRuns
+from agentserve.telemetry.tracing import SpanSink
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
 from agentserve.workers.config import EngineConfig
@@ -88,27 +90,23 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
         provider = make_tracer_provider(settings.otlp_endpoint)
         if provider is not None:
             stack.push_async_callback(asyncio.to_thread, provider.shutdown)
-        spans, metrics = SpanSink(provider), MetricSink()
+        spans, open_runs, metrics = SpanSink(provider, share=settings.trace_share), OpenRuns(), MetricSink()
         orchestrator = Orchestrator(
             scheduler,
             settings,
-            sinks=(journal, spans, metrics),
+            sinks=(journal, open_runs, spans, metrics),
             event_log=_event_log(settings, scheduler, profiles),
             traceparent=spans.traceparent,
             on_handled=metrics.handled,
         )
         fleet = Fleet(settings, orchestrator, static_engines)
-
-        def restore(events: Sequence[RunEvent]) -> None:
-            spans.restore(events)
-            metrics.restore(events)
-
         app = create_app(
             settings,
             store=store,
             orchestrator=orchestrator,
             render_metrics=_metrics_page(metrics, orchestrator, fleet, journal).render,
-            restore=restore,
+            restore=_each(open_runs.restore, spans.restore, metrics.restore),
+            blame=open_runs.blame,
             background=(fleet.run, DriftLog(scheduler.snapshot).run),
         )
         app.state.fleet = fleet
@@ -216,6 +214,14 @@ def _listen(host: str, port: int) -> socket.socket:
         raise Unavailable(in_use if error.errno == errno.EADDRINUSE else f"{host}:{port}: {error.strerror}") from None
     listener.setblocking(False)
     return listener
+
+
+def _each(*told: Callable[[Sequence[RunEvent]], None]) -> Callable[[Sequence[RunEvent]], None]:
+    def tell(events: Sequence[RunEvent]) -> None:
+        for one in told:
+            one(events)
+
+    return tell
 
 
 def _scheduler(settings: Settings, profiles: ProfileBook) -> Scheduler:

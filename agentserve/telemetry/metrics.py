@@ -9,6 +9,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from agentserve.journal import Kind, RunEvent
+from agentserve.telemetry.blame import blame_of_plain
 from agentserve.telemetry.metric_families import Families
 from agentserve.telemetry.story import decision_of
 from scheduler.decisions import MigrationCause, Refusal
@@ -60,7 +61,7 @@ class MetricSink:
 
     def __init__(self, *, max_workflows: int = 20, max_models: int = 20, max_live: int = 20_000) -> None:
         self._workflow, self._model = BoundedLabel(max_workflows), BoundedLabel(max_models)
-        self._policy, self._blame = BoundedLabel(20), BoundedLabel(20)
+        self._policy = BoundedLabel(20)
         self._max_live = max_live
         self._runs: OrderedDict[str, str] = OrderedDict()
         self._calls: OrderedDict[str, _LiveCall] = OrderedDict()
@@ -193,8 +194,8 @@ class MetricSink:
         if data.get("e2e_s") is not None:
             self._families.run_e2e.labels(workflow).observe(data["e2e_s"])
         if attained == "false":
-            blame = data.get("blame") or {}
-            self._families.missed.labels(workflow, self._blame.of(blame.get("reason"))).inc()
+            blame = blame_of_plain(data.get("blame") or {})
+            self._families.missed.labels(workflow, "unknown" if blame is None else str(blame.reason)).inc()
 
     def _workflow_of(self, event: RunEvent) -> str:
         return self._runs.get(event.run_id, "unknown")

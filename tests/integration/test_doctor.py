@@ -27,7 +27,7 @@ from agentserve.tracker.connection import Connection
 from scheduler.events import Role
 from scheduler.profiles import ProfileBook
 from tests.integration.gateway_parts import announcement, gateway
-from tests.integration.otlp_receiver import Receiver
+from tests.integration.otlp_receiver import GrpcReceiver, Receiver
 from tests.integration.tracker_servers import server
 from tests.integration.worker_parts import HOST, MODEL, FakeEngine, broker_process, until, worker_process
 
@@ -393,12 +393,23 @@ async def test_a_receiver_takes_an_export_without_spans(suffix: str) -> None:
     assert receiver.spans == []
 
 
+async def test_a_receiver_over_grpc_takes_it_too() -> None:
+    with GrpcReceiver() as receiver:
+        found = await check_traces(receiver.url, TIMEOUT_S)
+        assert len(receiver.paths) == 1
+    assert verdicts(found) == {"reachable": "ok", "accepts OTLP": "ok"}
+    (gone,) = await check_traces(receiver.url, TIMEOUT_S)
+    assert (gone.check, gone.verdict) == ("reachable", Verdict.PROBLEM)
+
+
 async def test_what_is_no_receiver_is_a_problem() -> None:
     async with FakeEngine() as engine:
         assert verdicts(await check_traces(engine.url, TIMEOUT_S)) == {"reachable": "ok", "accepts OTLP": "problem"}
 
 
-@pytest.mark.parametrize("endpoint", [f"http://me:hunter2@{HOST}:1", "me:hunter2@nowhere", "http://me:hunter2@["])
+@pytest.mark.parametrize(
+    "endpoint", [f"http://me:hunter2@{HOST}:1", "me:hunter2@nowhere", "http://me:hunter2@[", "ftp://me:hunter2@h"]
+)
 async def test_no_receiver_is_a_problem_and_a_login_is_not_shown(endpoint: str) -> None:
     (found,) = await check_traces(endpoint, TIMEOUT_S)
     assert found.verdict is Verdict.PROBLEM

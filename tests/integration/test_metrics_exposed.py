@@ -100,6 +100,12 @@ def _chat(tokens: int, text: str = "Go on.") -> Mapping[str, Any]:
     }
 
 
+def test_a_run_without_a_chance_is_counted_as_such(page: str) -> None:
+    assert re.findall(r"^agentserve_missed_runs_total{(.*)} (.*)$", page, re.MULTILINE) == [
+        ('blame="infeasible",workflow="unnamed"', "1.0")
+    ]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_panel_asks_only_for_what_is_exposed(target: Mapping[str, Any], series: Series) -> None:
     text = target["expr"]

@@ -125,7 +125,7 @@ def test_every_decided_move_is_counted_once_by_cause_and_outcome(after, outcomes
 def test_a_missed_run_is_counted_by_what_lost_the_time():
     sink = MetricSink()
     sink.record(submitted())
-    blame = {"reason": "queue", "step_id": "plan", "node": "plan", "lost_s": 9.0}
+    blame = {"reason": "queue_wait", "step_id": "plan", "node": "plan", "lost_s": 9.0}
     sink.record(event(Kind.RUN_FINISHED, 20.0, status="succeeded", e2e_s=20.0, attained=False, blame=blame))
     for attained in (True, None):
         sink.record(submitted())
@@ -136,7 +136,9 @@ def test_a_missed_run_is_counted_by_what_lost_the_time():
         for sample in family.samples
         if sample.name.endswith("missed_runs_total")
     ]
-    assert [(sample.labels, sample.value) for sample in missed] == [({"workflow": "researcher", "blame": "queue"}, 1)]
+    assert [(sample.labels, sample.value) for sample in missed] == [
+        ({"workflow": "researcher", "blame": "queue_wait"}, 1)
+    ]
 
 
 def test_without_blame_a_missed_run_is_counted_as_unknown():
