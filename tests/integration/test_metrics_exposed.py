@@ -3,8 +3,8 @@
 import asyncio
 import json
 import re
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from agentserve.emulator.inprocess import running
 from agentserve.gateway.serve import running_app
 from agentserve.local.process import free_port
 from agentserve.local.redis import RedisServer
+from agentserve.orchestrator import Orchestrator
 from agentserve.settings import Settings
 from agentserve.workers.config import EngineConfig
 from tests.integration.gateway_parts import MODEL, serving, until
@@ -53,8 +54,9 @@ def series(page: str) -> Series:
     return {name: frozenset(labels) for name, labels in found.items()} | PROMETHEUS_S_OWN
 
 
-async def _page_after_real_runs() -> str:
-    """Two runs, of which one misses its SLO, a refused call and a move, on two emulated engines; the page after it."""
+@asynccontextmanager
+async def _two_engines() -> AsyncIterator[tuple[httpx.AsyncClient, Orchestrator]]:
+    """A gateway as it runs as a process, in front of two emulated engines."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(RedisServer())
         engines = [await stack.enter_async_context(running(_ENGINE)) for _ in range(2)]
@@ -67,7 +69,13 @@ async def _page_after_real_runs() -> str:
         url = await stack.enter_async_context(serving(app))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30, trust_env=False))
         await until(lambda: len(app.state.orchestrator.instances) == 2)
-        await _move(client, app.state.orchestrator)
+        yield client, app.state.orchestrator
+
+
+async def _page_after_real_runs() -> str:
+    """Two runs, of which one misses its SLO, a refused call and a move; the page after it."""
+    async with _two_engines() as (client, orchestrator):
+        await _move(client, orchestrator)
         for name, slo_s in (("good", "60"), ("late", "0.001")):
             await _run(client, name, slo_s)
         assert (await client.post("/v1/chat/completions", json=_chat(1, "word " * 20_000))).status_code == 400
@@ -80,7 +88,7 @@ async def _run(client: httpx.AsyncClient, run_id: str, slo_s: str) -> None:
     (await client.post(f"/v1/runs/{run_id}/finish", json={})).raise_for_status()
 
 
-async def _move(client: httpx.AsyncClient, orchestrator: Any) -> None:
+async def _move(client: httpx.AsyncClient, orchestrator: Orchestrator) -> None:
     """Drain the instance that a long call runs on."""
     call = asyncio.create_task(client.post("/v1/chat/completions", json=_chat(3000)))
     await until(lambda: [one for one in orchestrator.calls.values() if one.first_token_s is not None])
@@ -98,6 +106,17 @@ def _chat(tokens: int, text: str = "Go on.") -> Mapping[str, Any]:
         "min_tokens": tokens,
         "max_tokens": tokens,
     }
+
+
+async def test_an_instance_that_broke_is_down_and_one_that_was_drained_is_gone() -> None:
+    async with _two_engines() as (client, orchestrator):
+        drained, broken = sorted(orchestrator.instances)
+        orchestrator.draining(drained)
+        for name in (drained, broken):
+            orchestrator.lost(name, "the test took it")
+        page = (await client.get("/metrics")).text
+    up = re.findall(r'^agentserve_instance_up{.*worker="(.*)"} (.*)$', page, re.MULTILINE)
+    assert up == [(broken, "0.0")]
 
 
 def test_a_run_without_a_chance_is_counted_as_such(page: str) -> None:
