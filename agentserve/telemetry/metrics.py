@@ -9,7 +9,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from agentserve.journal import Kind, RunEvent
-from agentserve.telemetry.blame import blame_of_plain
+from agentserve.telemetry.blame import BlameReason, blame_of_plain
 from agentserve.telemetry.metric_families import Families
 from agentserve.telemetry.story import decision_of
 from scheduler.decisions import MigrationCause, Refusal
@@ -63,6 +63,7 @@ class MetricSink:
         self._workflow, self._model = BoundedLabel(max_workflows), BoundedLabel(max_models)
         self._policy = BoundedLabel(20)
         self._max_live = max_live
+        self._begun: set[str] = set()
         self._runs: OrderedDict[str, str] = OrderedDict()
         self._calls: OrderedDict[str, _LiveCall] = OrderedDict()
         self._targets: OrderedDict[tuple[str, str | None], float] = OrderedDict()
@@ -107,8 +108,16 @@ class MetricSink:
     def _submitted(self, event: RunEvent) -> None:
         workflow = self._workflow.of(event.data.get("workflow"))
         _remember(self._runs, event.run_id, workflow, self._max_live)
-        for attained in ("true", "false"):  # from 0 on, else a rate would not see the first that ends
+        if workflow not in self._begun:
+            self._begun.add(workflow)
+            self._begin(workflow)
+
+    def _begin(self, workflow: str) -> None:
+        """Let counters of runs start at 0: a rate does not see the first count of a series that was not there."""
+        for attained in ("true", "false"):
             self._families.runs.labels(workflow, "succeeded", attained)
+        for reason in BlameReason:
+            self._families.missed.labels(workflow, str(reason))
 
     def _deadlines(self, event: RunEvent) -> None:
         key, target_s = (event.run_id, event.step_id), event.data.get("target_deadline_s")

@@ -134,11 +134,18 @@ def test_a_missed_run_is_counted_by_what_lost_the_time():
         sample
         for family in sink.registry.collect()
         for sample in family.samples
-        if sample.name.endswith("missed_runs_total")
+        if sample.name.endswith("missed_runs_total") and sample.value
     ]
     assert [(sample.labels, sample.value) for sample in missed] == [
         ({"workflow": "researcher", "blame": "queue_wait"}, 1)
     ]
+
+
+def test_the_first_missed_run_of_a_workflow_is_a_step_from_zero():
+    sink = MetricSink()
+    sink.record(submitted())
+    assert value(sink, "agentserve_missed_runs_total", workflow="researcher", blame="tool") == 0
+    assert value(sink, "agentserve_runs_total", workflow="researcher", status="succeeded", attained="false") == 0
 
 
 def test_without_blame_a_missed_run_is_counted_as_unknown():
