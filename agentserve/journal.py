@@ -37,7 +37,7 @@ class Kind(StrEnum):
     STEP_FINISHED = "step.finished"
     """node, outcome (ok, failed, cancelled), error"""
     RUN_FINISHED = "run.finished"
-    """status (succeeded, failed, cancelled), e2e_s, attained, error"""
+    """status (succeeded, failed, cancelled), e2e_s, attained, error, blame (None, or reason, step_id, node, lost_s)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

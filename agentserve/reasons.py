@@ -3,9 +3,24 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from agentserve.telemetry.blame import Blame, BlameReason, losses, told_blame
 from agentserve.telemetry.story import CallStory, RunStory, StepStory
 
 _LOSERS_SHOWN: Final = 3
+_LOSSES_SHOWN: Final = 3
+_BLAMED: Final = {
+    BlameReason.QUEUE_WAIT: "waiting in queues",
+    BlameReason.SLOW_INSTANCE: "an instance slower than predicted",
+    BlameReason.WRONG_LENGTH: "an answer longer than predicted",
+    BlameReason.TOOL: "longer than planned, without a call",
+    BlameReason.EXTRA_STEPS: "steps beyond the forecast",
+    BlameReason.MIGRATION: "moves between instances",
+    BlameReason.RETRY: "failed attempts",
+    BlameReason.CLIENT: "the client's own time",
+    BlameReason.INFEASIBLE: "an SLO shorter than the plan alone",
+    BlameReason.FAILURE: "its failure",
+    BlameReason.CANCELLED: "its cancellation",
+}
 
 
 def verdict(story: RunStory, end_s: float) -> tuple[str, str]:
@@ -20,6 +35,22 @@ def verdict(story: RunStory, end_s: float) -> tuple[str, str]:
     if story.attained:
         return f"{bound} · attained, {seconds(left_s)} to spare", "green"
     return f"{bound} · missed" + (f" by {seconds(-left_s)}" if left_s < 0 else f": the run {story.status}"), "red"
+
+
+def blame_words(story: RunStory) -> list[str]:
+    """What made the run miss its SLO, and what else it lost; nothing for one that kept it, has none or goes on."""
+    worst = told_blame(story)
+    if worst is None:
+        return []
+    text = f"to blame: {_lost(worst)}"
+    others = [one for one in losses(story) if (one.reason, one.step_id) != (worst.reason, worst.step_id)]
+    most = sorted(others, key=lambda one: -one.lost_s)[: _LOSSES_SHOWN - 1]
+    return [" · also ".join([text, *(_lost(one) for one in most if one.lost_s >= 0.1 * worst.lost_s)])]
+
+
+def _lost(one: Blame) -> str:
+    where = "" if one.node is None else f"{one.node}, "
+    return f"{where}{_BLAMED[one.reason]} ({one.reason}): {seconds(one.lost_s)}"
 
 
 def _ahead(left_s: float) -> str:

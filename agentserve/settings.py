@@ -25,7 +25,9 @@ class Settings(BaseSettings):
     """Names the topics and keys, so that clusters can share a broker and a Redis."""
     policy: str = "agentserve"
     otlp_endpoint: str | None = None
-    """OTLP/HTTP base URL; unset: no spans are exported."""
+    """OTLP endpoint, `http(s)://` or `grpc(s)://`; unset: no spans are exported."""
+    trace_share: float = Field(1.0, ge=0, le=1)
+    """Share of the runs that end in time whose spans are exported; late and failed runs always are."""
     profiles: Annotated[tuple[Path, ...], NoDecode] = ()
     """Files of the user's own GPU profiles; in the variable with `:` between them (`;` on Windows)."""
     engine_api_key: SecretStr | None = None

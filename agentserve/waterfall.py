@@ -10,7 +10,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from agentserve.journal import RunEvent
-from agentserve.reasons import call_words, deadline_words, seconds, verdict
+from agentserve.reasons import blame_words, call_words, deadline_words, seconds, verdict
+from agentserve.telemetry.blame import losses, told_blame
 from agentserve.telemetry.story import CallStory, Phase, RunStory, StepStory, event_from_plain, tell_run
 from workflows.run import Run
 
@@ -48,12 +49,15 @@ def render_run(run: Run | Mapping[str, Any], events: Events, *, now_s: float | N
 
 
 def explain_json(run: Run | Mapping[str, Any], events: Events) -> dict[str, Any]:
-    """What render_run draws, as plain data: run, steps with deadlines, calls with phases, decisions and moves."""
+    """What render_run draws, as plain data: run, its blame and losses, steps, calls with phases, decisions, moves."""
     story = run_story(run, events)
     told = asdict(story)
     for step, plain in zip(story.steps, told["steps"], strict=True):
         for call, entry in zip(step.calls, plain["calls"], strict=True):
             entry["why"] = dict(call.explanation)
+    worst = told_blame(story)
+    told["blame"] = None if worst is None else worst.to_plain()
+    told["losses"] = [] if story.finished_s is None else [loss.to_plain() for loss in losses(story)]
     return told
 
 
@@ -117,6 +121,8 @@ class Waterfall:
         title.append(f"  {story.workflow or 'unknown workflow'}  {story.status}", style="not bold")
         yield title
         yield Text(mark, style=style)
+        for words in blame_words(story):
+            yield from _wrapped(words, width, "red")
         if story.error:
             yield from _wrapped(f"error: {story.error}", width, "red")
 

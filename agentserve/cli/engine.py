@@ -12,35 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from agentserve.errors import BadInput
+from agentserve.workers.remedies import REMEDIES
 
 if TYPE_CHECKING:
     from agentserve.workers.kinds import Identity
     from agentserve.workers.probe import Probe
 
 _MARKS: Final = {True: ("yes", "green"), False: ("no", "red"), None: ("?", "yellow")}
-_NIXL: Final = """--kv-transfer-config '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'"""
-_REMEDIES: Final = {
-    "vllm": {
-        "priorities": "--scheduling-policy priority",
-        "KV transfer": _NIXL,
-        "report of cached tokens": "--enable-prompt-tokens-details",
-        "tool parser": "--enable-auto-tool-choice --tool-call-parser NAME",
-        "reasoning parser": "--reasoning-parser NAME",
-        "metrics": "start without --disable-log-stats",
-    },
-    "sglang": {
-        "priorities": "--enable-priority-scheduling",
-        "KV transfer": "--disaggregation-mode prefill (and decode on another)",
-        "report of cached tokens": "--enable-cache-report",
-        "tool parser": "--tool-call-parser NAME",
-        "reasoning parser": "--reasoning-parser NAME",
-        "metrics": "--enable-metrics",
-    },
-    "trtllm": {"metrics": "return_perf_metrics: true, in the file that --config names"},
-    "llamacpp": {"metrics": "--metrics", "tool parser": "--jinja"},
-    "emulator": {"priorities": "--scheduling-policy priority"},
-}
-"""With what an engine of a kind must be started to have what it was found without."""
 
 
 def register(app: typer.Typer) -> None:
@@ -163,7 +141,7 @@ def _lifts(found: "Probe") -> Iterator[tuple[str, str]]:
     lacking = {str(skill) for skill, finding in found.skills.items() if finding.found is False}
     if not found.metrics:
         lacking.add("metrics")
-    for skill, flags in _REMEDIES.get(found.identity.kind, {}).items():
+    for skill, flags in REMEDIES.get(found.identity.kind, {}).items():
         if skill in lacking:
             yield skill, flags
 

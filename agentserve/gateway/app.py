@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,7 +23,7 @@ from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
 from agentserve.orchestrator.request import CHAT, COMPLETIONS
 from agentserve.settings import Settings
-from agentserve.telemetry.metrics import CONTENT_TYPE
+from agentserve.telemetry.metrics_page import CONTENT_TYPE
 from agentserve.tracker.store import Store
 from scheduler.errors import SchedulerError
 from workflows.errors import WorkflowError
@@ -39,17 +40,18 @@ def create_app(
     *,
     store: Store,
     orchestrator: Orchestrator,
-    render_metrics: Callable[[], bytes] | None = None,
+    render_metrics: Callable[[], Awaitable[bytes]] | None = None,
     restore: Callable[[Sequence[RunEvent]], None] | None = None,
+    blame: Callable[[RunEvent], Mapping[str, Any] | None] | None = None,
     clock: Callable[[], float] = time.time,
     background: Sequence[Work] = (),
 ) -> Starlette:
     """The application; its lifespan enters `orchestrator` and runs what runs in the background, `background` too.
 
-    `restore`: told the journal of runs that another gateway process began. `store` and the sinks stay the caller's to
-    close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator.
+    `restore`: told the journal of runs that another gateway process began. `blame`: as for RunService. `store` and the
+    sinks stay the caller's to close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator.
     """
-    runs = RunService(store, orchestrator, clock=clock, restore=restore)
+    runs = RunService(store, orchestrator, clock=clock, restore=restore, blame=blame)
     completions = Completions(orchestrator, runs, settings)
     rest = RestRoutes(orchestrator, runs, settings, clock, settings.policy)
     probes = _Probes(store, orchestrator, render_metrics)
@@ -95,7 +97,7 @@ async def _for_ever(work: Work) -> None:
 class _Probes:
     """Health, readiness and metrics."""
 
-    def __init__(self, store: Store, orchestrator: Orchestrator, render: Callable[[], bytes] | None) -> None:
+    def __init__(self, store: Store, orchestrator: Orchestrator, render: Callable[[], Awaitable[bytes]] | None) -> None:
         self._store = store
         self._orchestrator = orchestrator
         self._render = render
@@ -121,7 +123,7 @@ class _Probes:
 
     async def metrics(self, _: Request) -> Response:
         """Prometheus text."""
-        return Response(self._render() if self._render is not None else b"", media_type=CONTENT_TYPE)
+        return Response(await self._render() if self._render is not None else b"", media_type=CONTENT_TYPE)
 
     async def _problem(self) -> str | None:
         if not self._orchestrator.accepting:

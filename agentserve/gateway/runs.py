@@ -76,6 +76,7 @@ class RunService:
     """All that can happen to a run. Raises our errors and those of `workflows`; never leaves a run half changed.
 
     `restore(events)`: told the journal of a run that another gateway process began, before it goes on here.
+    `blame(end)`: what to say of a run that missed its SLO, told in the event of its end, given that event.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class RunService:
         *,
         clock: Callable[[], float] = time.time,
         restore: Callable[[Sequence[RunEvent]], None] | None = None,
+        blame: Callable[[RunEvent], Mapping[str, Any] | None] | None = None,
         max_known: int = 10_000,
     ) -> None:
         self.store = store
@@ -94,6 +96,7 @@ class RunService:
         self._diary = orchestrator.diary
         self._clock = clock
         self._restore = restore
+        self._blame = blame
         self._max_known = max_known
         self._known: OrderedDict[str, LiveRun] = OrderedDict()
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -327,7 +330,8 @@ class RunService:
 
     def _tell_submitted(self, run: Run, traceparent: str | None) -> None:
         data: dict[str, Any] = {"workflow": run.workflow, "slo_s": run.slo_s, "deadline_s": run.deadline_s}
-        self._diary.write(Kind.RUN_SUBMITTED, run.run_id, data={**data, "traceparent": traceparent})
+        data["traceparent"] = traceparent
+        self._diary.write(Kind.RUN_SUBMITTED, run.run_id, data=data, at_s=run.submitted_s)
 
     def _tell_changes(self, before: Run, live: LiveRun) -> None:
         for step_id, step in live.run.steps.items():
@@ -367,7 +371,9 @@ class RunService:
             succeeded=run.status is RunStatus.SUCCEEDED,
         )
         data = {"status": str(run.status), "e2e_s": record.e2e_s, "attained": record.attained, "error": run.error}
-        self._diary.write(Kind.RUN_FINISHED, run.run_id, data=data)
+        end = RunEvent(run_id=run.run_id, kind=Kind.RUN_FINISHED, at_s=self._clock(), data=data)
+        blame = self._blame(end) if self._blame is not None else None
+        self._diary.write(Kind.RUN_FINISHED, run.run_id, data={**data, "blame": blame}, at_s=end.at_s)
         self.learning.learn(live.workflow.name, observe_run_end(run, live.workflow))
         self._orchestrator.run_ended(run.run_id, succeeded=record.succeeded)
 

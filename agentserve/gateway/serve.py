@@ -11,18 +11,24 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 from starlette.applications import Starlette
 
 from agentserve.errors import BadInput, Unavailable
 from agentserve.gateway.app import create_app
 from agentserve.gateway.fleet import Fleet
+from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
 from agentserve.orchestrator.eventlog import EventLog
 from agentserve.profile_files import read_profiles
 from agentserve.settings import Settings
-from agentserve.telemetry.drift import CorrectionCollector, DriftLog
+from agentserve.telemetry.cluster_metrics import ClusterCollector
+from agentserve.telemetry.drift import DriftLog
+from agentserve.telemetry.exporter import make_tracer_provider
 from agentserve.telemetry.metrics import MetricSink
-from agentserve.telemetry.tracing import SpanSink, make_tracer_provider
+from agentserve.telemetry.metrics_page import GatewayCollector, MetricsPage, Reading, add_process_metrics
+from agentserve.telemetry.open_runs import OpenRuns
+from agentserve.telemetry.tracing import SpanSink
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
 from agentserve.workers.config import EngineConfig
@@ -84,26 +90,53 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
         provider = make_tracer_provider(settings.otlp_endpoint)
         if provider is not None:
             stack.push_async_callback(asyncio.to_thread, provider.shutdown)
-        spans, metrics = SpanSink(provider), MetricSink()
+        spans, open_runs, metrics = SpanSink(provider, share=settings.trace_share), OpenRuns(), MetricSink()
         orchestrator = Orchestrator(
             scheduler,
             settings,
-            sinks=(journal, spans, metrics),
+            sinks=(journal, open_runs, spans, metrics),
             event_log=_event_log(settings, scheduler, profiles),
             traceparent=spans.traceparent,
+            on_handled=metrics.handled,
         )
-        metrics.registry.register(CorrectionCollector(scheduler.snapshot))
         fleet = Fleet(settings, orchestrator, static_engines)
         app = create_app(
             settings,
             store=store,
             orchestrator=orchestrator,
-            render_metrics=metrics.render,
-            restore=spans.restore,
+            render_metrics=_metrics_page(metrics, orchestrator, fleet, journal).render,
+            restore=_each(open_runs.restore, spans.restore, metrics.restore),
+            blame=open_runs.blame,
             background=(fleet.run, DriftLog(scheduler.snapshot).run),
         )
         app.state.fleet = fleet
         yield app
+
+
+def _metrics_page(metrics: MetricSink, orchestrator: Orchestrator, fleet: Fleet, journal: StoreSink) -> MetricsPage:
+    cluster = ClusterCollector(orchestrator.snapshot)
+    metrics.registry.register(cluster)
+    metrics.registry.register(
+        GatewayCollector(
+            (
+                Reading(
+                    "agentserve_broker_connected",
+                    "1: the broker is there; 0: it is not. Nothing without a broker in the settings.",
+                    lambda: None if fleet.bus is None else float(fleet.bus.connected),
+                ),
+                Reading("agentserve_journal_waiting_events", "Events not yet in Redis.", lambda: journal.waiting),
+                Reading(
+                    "agentserve_journal_dropped_events",
+                    "Events that Redis never got.",
+                    lambda: journal.dropped,
+                    is_counter=True,
+                ),
+            )
+        )
+    )
+    add_process_metrics(metrics.registry)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # else each histogram and counter has one more gauge
+    return MetricsPage(metrics.registry, refresh=(cluster.refresh,))
 
 
 class _Server(uvicorn.Server):
@@ -181,6 +214,14 @@ def _listen(host: str, port: int) -> socket.socket:
         raise Unavailable(in_use if error.errno == errno.EADDRINUSE else f"{host}:{port}: {error.strerror}") from None
     listener.setblocking(False)
     return listener
+
+
+def _each(*told: Callable[[Sequence[RunEvent]], None]) -> Callable[[Sequence[RunEvent]], None]:
+    def tell(events: Sequence[RunEvent]) -> None:
+        for one in told:
+            one(events)
+
+    return tell
 
 
 def _scheduler(settings: Settings, profiles: ProfileBook) -> Scheduler:

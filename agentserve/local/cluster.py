@@ -68,6 +68,11 @@ class LocalCluster:
         return f"http://{HOST}:{self._port}"
 
     @property
+    def mqtt_url(self) -> str:
+        """URL of the cluster's broker."""
+        return f"mqtt://{HOST}:{self._broker_port}"
+
+    @property
     def redis_url(self) -> str:
         """URL of the cluster's Redis."""
         return self._redis.url
@@ -181,7 +186,7 @@ class LocalCluster:
 
     def _child(self, name: str, argv: list[str], probe: Any, settings: Mapping[str, str] | None = None) -> ChildProcess:
         assert self._log_dir is not None  # noqa: S101  # for the type checker: _start has set it
-        given = {"MQTT_URL": f"mqtt://{HOST}:{self._broker_port}", **(settings or {})}
+        given = {"MQTT_URL": self.mqtt_url, **(settings or {})}
         if name == "gateway":
             given["REDIS_URL"] = self._redis.url
         env = {**os.environ, **{f"AGENTSERVE_{key}": value for key, value in given.items()}}

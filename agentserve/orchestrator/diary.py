@@ -22,12 +22,13 @@ class Diary:
         step_id: str | None = None,
         request_id: str | None = None,
         data: Mapping[str, Any] | None = None,
+        at_s: float | None = None,
     ) -> None:
-        """Tell one fact that happened now."""
+        """Tell one fact that happened now, or at `at_s`."""
         event = RunEvent(
             run_id=run_id,
             kind=kind,
-            at_s=self._clock(),
+            at_s=self._clock() if at_s is None else at_s,
             step_id=step_id,
             request_id=request_id,
             data=data if data is not None else {},

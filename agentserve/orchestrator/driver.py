@@ -40,6 +40,7 @@ class Orchestrator:
 
     `on_unreachable(instance_id, reason)`: an engine did not answer (the registry then calls `lost`); without it the
     instance is taken out here. `traceparent(request_id)`: the W3C header for engines. `clock`: Unix seconds.
+    `on_handled(event type, seconds)`: how long the scheduler took for an event.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Orchestrator:
         event_log: EventLog | None = None,
         traceparent: Callable[[str], str | None] | None = None,
         on_unreachable: Callable[[str, str], None] | None = None,
+        on_handled: Callable[[str, float], None] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.settings = settings
@@ -67,6 +69,7 @@ class Orchestrator:
         )
         self._api_key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
         self._log = event_log
+        self._on_handled = on_handled
         self.traceparent = traceparent
         self.sizer = PromptSizer()
         self._ids = itertools.count(1)
@@ -151,6 +154,7 @@ class Orchestrator:
         instance = self.instances.get(instance_id)
         if instance is None or not instance.is_live:
             return
+        instance.drained = instance.state == "draining"
         instance.state, instance.reason, instance.reported = "lost", reason, {}
         self.feed(events.InstanceLost(event_id=self.next_id(), instance_id=instance_id, reason=reason))
         for live in tuple(self.calls.values()):
@@ -275,7 +279,10 @@ class Orchestrator:
         now_s = self.clock()
         was_handling, self._handling = self._handling, True
         try:
+            began_s = time.perf_counter()
             decisions = self.scheduler.handle(event, now_s)
+            if self._on_handled is not None:
+                self._on_handled(type(event).__name__, time.perf_counter() - began_s)
             if self._log is not None:
                 self._log.record(now_s, event, decisions)
             for decision in decisions:

@@ -27,6 +27,8 @@ class Instance:
     """Keeps the order of calls where the engine does not."""
     state: str = "online"
     reason: str | None = None
+    drained: bool = False
+    """It took no new work any more when it went: it left, rather than broke."""
     reported: dict[str, Any] = field(default_factory=dict)
 
     def is_reached_as(self, spec: InstanceSpec, url: str, engine: str, kv_address: str | None) -> bool:
@@ -49,6 +51,7 @@ class Instance:
             "role": str(spec.role),
             "state": self.state,
             "reason": self.reason,
+            "drained": self.drained,
             "engine": self.engine,
             "url": self.url,
             "speed": spec.speed,

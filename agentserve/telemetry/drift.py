@@ -1,12 +1,9 @@
-"""Do GPU profiles still fit their instances? The scheduler's online corrections as gauges, and a log line on drift."""
+"""Do GPU profiles still fit their instances? The log says when the scheduler's corrections tell otherwise."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
-
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 Snapshot = Callable[[], Mapping[str, Any]]
 """The scheduler's: `instances`, each with its corrections, their samples and the phases that have drifted."""
@@ -15,29 +12,6 @@ PHASES: Final = ("prefill", "decode")
 _LOOK_EVERY_S: Final = 5.0
 
 _logger = logging.getLogger(__name__)
-
-
-class CorrectionCollector(Collector):
-    """Gauges `agentserve_profile_correction{instance,phase}`: observed ÷ predicted times, of every live instance."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-
-    def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Its name, without asking the scheduler."""
-        yield self._family()
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The gauges as they are now."""
-        family = self._family()
-        for instance in self._snapshot()["instances"]:
-            for phase in PHASES:
-                family.add_metric([instance["instance_id"], phase], instance[f"{phase}_correction"])
-        yield family
-
-    def _family(self) -> GaugeMetricFamily:
-        text = "Observed time / time by the GPU profile, as applied to predictions; 1 where nothing was seen yet."
-        return GaugeMetricFamily("agentserve_profile_correction", text, labels=("instance", "phase"))
 
 
 class DriftLog:

@@ -1,23 +1,25 @@
-"""What does Prometheus read of this gateway? Histograms, counters and gauges counted from journal events."""
+"""What does Prometheus read of this gateway's calls and runs? Histograms and counters counted from journal events."""
 
 import logging
 from collections import OrderedDict
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from agentserve.journal import Kind, RunEvent
+from agentserve.telemetry.blame import BlameReason, blame_of_plain
+from agentserve.telemetry.metric_families import Families
 from agentserve.telemetry.story import decision_of
+from scheduler.decisions import MigrationCause, Refusal
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
 
-_TTFT_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
-_TPOT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1)
-_E2E_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
 _OUTCOMES: Final = frozenset({"ok", "failed", "cancelled"})
 _STATUSES: Final = frozenset({"succeeded", "failed", "cancelled"})
-_CAUSES: Final = frozenset({"late", "drain", "lost", "balance"})
+_CAUSES: Final = frozenset(map(str, MigrationCause))
+_REFUSALS: Final = frozenset(map(str, Refusal))
 
 _logger = logging.getLogger(__name__)
 
@@ -40,70 +42,38 @@ class BoundedLabel:
         return text
 
 
-class _LiveCall(NamedTuple):
+@dataclass(slots=True)
+class _LiveCall:
     """A call not yet ended. Its workflow is kept here, as its run may end before it."""
 
     workflow: str
     model: str
-    arrived_s: float
+    arrived_s: float = 0.0
     dispatched: bool = False
+    length: tuple[float, float, float] | None = None
+    """p10, p50 and p90 of its output tokens, as predicted at its first dispatch."""
+    moving: str | None = None
+    """Why it is on the move, from the decision until what came of it."""
 
 
 class MetricSink:
-    """Counts journal events in a registry of its own. Live runs and calls are remembered up to `max_live` each."""
+    """Counts journal events in a registry of its own; of live runs, calls and steps it knows `max_live` each."""
 
     def __init__(self, *, max_workflows: int = 20, max_models: int = 20, max_live: int = 20_000) -> None:
         self._workflow, self._model = BoundedLabel(max_workflows), BoundedLabel(max_models)
         self._policy = BoundedLabel(20)
         self._max_live = max_live
+        self._begun: set[str] = set()
         self._runs: OrderedDict[str, str] = OrderedDict()
         self._calls: OrderedDict[str, _LiveCall] = OrderedDict()
+        self._targets: OrderedDict[tuple[str, str | None], float] = OrderedDict()
+        self._handled: dict[str, Histogram] = {}
         self._failures_logged = 0
         self.registry = CollectorRegistry()
-        self._make_metrics()
-
-    def _make_metrics(self) -> None:
-        registry = self.registry
-        call, run = ("workflow", "model"), ("workflow",)
-        self._ttft = Histogram(
-            "agentserve_time_to_first_token_seconds", "First token - arrival.", call, buckets=_TTFT_S, registry=registry
-        )
-        self._tpot = Histogram(
-            "agentserve_time_per_output_token_seconds",
-            "(E2E - TTFT) / (tokens - 1).",
-            call,
-            buckets=_TPOT_S,
-            registry=registry,
-        )
-        self._call_e2e = Histogram(
-            "agentserve_call_e2e_seconds", "Last token - arrival of a call.", call, buckets=_E2E_S, registry=registry
-        )
-        self._queue = Histogram(
-            "agentserve_call_queue_seconds",
-            "Arrival - first dispatch: the wait at the gateway.",
-            call,
-            buckets=_TTFT_S,
-            registry=registry,
-        )
-        self._run_e2e = Histogram(
-            "agentserve_run_e2e_seconds", "End - submission of a run.", run, buckets=_E2E_S, registry=registry
-        )
-        self._count_calls = Counter("agentserve_calls", "Calls ended.", (*call, "outcome"), registry=registry)
-        self._count_runs = Counter(
-            "agentserve_runs", "Runs ended; attained is none without an SLO.", (*run, "status", "attained"),
-            registry=registry,
-        )  # fmt: skip
-        self._tokens = Counter("agentserve_tokens", "Tokens of ended calls.", (*call, "kind"), registry=registry)
-        self._dispatches = Counter("agentserve_dispatches", "Dispatches.", ("policy", "split"), registry=registry)
-        self._refused = Counter("agentserve_rejections", "Calls refused.", ("policy", "refusal"), registry=registry)
-        self._migrations = Counter(
-            "agentserve_migrations", "Moves of running calls: done, or refused by the driver.", ("cause", "outcome"),
-            registry=registry,
-        )  # fmt: skip
-        self._attempts_failed = Counter("agentserve_attempts_failed", "Attempts that broke.", registry=registry)
-        live_calls = Gauge("agentserve_live_calls", "Calls not yet ended.", registry=registry)
+        self._families = Families(self.registry)
+        live_calls = Gauge("agentserve_live_calls", "Calls not yet ended.", registry=self.registry)
         live_calls.set_function(lambda: len(self._calls))
-        live_runs = Gauge("agentserve_live_runs", "Runs not yet ended.", registry=registry)
+        live_runs = Gauge("agentserve_live_runs", "Runs not yet ended.", registry=self.registry)
         live_runs.set_function(lambda: len(self._runs))
 
     def record(self, event: RunEvent) -> None:
@@ -115,70 +85,154 @@ class MetricSink:
                 self._failures_logged += 1
                 _logger.exception("event %s of run %s was not counted", event.kind, event.run_id)
 
-    def render(self) -> bytes:
-        """The Prometheus text exposition, of type CONTENT_TYPE."""
-        return generate_latest(self.registry)
+    def restore(self, events: Iterable[RunEvent]) -> None:
+        """Know a run that another gateway began, without counting what that one has counted."""
+        for event in events:
+            if event.kind is Kind.RUN_SUBMITTED:
+                self._submitted(event)
+            elif event.kind is Kind.RUN_FINISHED:
+                self._runs.pop(event.run_id, None)
+
+    def handled(self, event_name: str, took_s: float) -> None:
+        """The scheduler took so long for an event of that type."""
+        known = self._handled.get(event_name)
+        if known is None:
+            known = self._handled[event_name] = self._families.decision.labels(event_name)
+        known.observe(took_s)
 
     def _count(self, event: RunEvent) -> None:
-        kind, data, request_id = event.kind, event.data, event.request_id or ""
-        if kind is Kind.RUN_SUBMITTED:
-            _remember(self._runs, event.run_id, self._workflow.of(data.get("workflow")), self._max_live)
-        elif kind is Kind.RUN_FINISHED:
-            self._run_finished(event)
-        elif kind is Kind.CALL_ARRIVED:
-            call = _LiveCall(self._workflow_of(event), self._model.of(data.get("model")), event.at_s)
-            _remember(self._calls, request_id, call, self._max_live)
-        elif kind is Kind.CALL_DECIDED:
-            self._decided(event)
-        elif kind is Kind.CALL_MIGRATED:
-            self._migrations.labels(_one_of(data.get("cause"), _CAUSES), "done").inc()
-        elif kind is Kind.CALL_MIGRATION_REFUSED:
-            self._migrations.labels("unknown", "refused").inc()
-        elif kind is Kind.CALL_ATTEMPT_FAILED:
-            self._attempts_failed.inc()
-        elif kind is Kind.CALL_FINISHED:
-            self._call_finished(event)
+        counter = _COUNTERS.get(event.kind)
+        if counter is not None:
+            counter(self, event)
+
+    def _submitted(self, event: RunEvent) -> None:
+        workflow = self._workflow.of(event.data.get("workflow"))
+        _remember(self._runs, event.run_id, workflow, self._max_live)
+        if workflow not in self._begun:
+            self._begun.add(workflow)
+            self._begin(workflow)
+
+    def _begin(self, workflow: str) -> None:
+        """Let counters of runs start at 0: a rate does not see the first count of a series that was not there."""
+        for attained in ("true", "false"):
+            self._families.runs.labels(workflow, "succeeded", attained)
+        for reason in BlameReason:
+            self._families.missed.labels(workflow, str(reason))
+
+    def _deadlines(self, event: RunEvent) -> None:
+        key, target_s = (event.run_id, event.step_id), event.data.get("target_deadline_s")
+        if target_s is None:
+            self._targets.pop(key, None)
+        else:
+            _remember(self._targets, key, target_s, self._max_live)
+
+    def _step_finished(self, event: RunEvent) -> None:
+        target_s = self._targets.pop((event.run_id, event.step_id), None)
+        if target_s is not None and event.data.get("outcome") == "ok":
+            self._families.step_slack.labels(self._workflow_of(event)).observe(target_s - event.at_s)
+
+    def _arrived(self, event: RunEvent) -> None:
+        call = _LiveCall(self._workflow_of(event), self._model.of(event.data.get("model")), event.at_s)
+        _remember(self._calls, event.request_id or "", call, self._max_live)
 
     def _decided(self, event: RunEvent) -> None:
-        decision = decision_of(event)
-        policy = self._policy.of((decision.get("reason") or {}).get("policy"))
-        if decision.get("type") == "reject":
-            self._refused.labels(policy, str(decision.get("refusal"))[:64]).inc()
-        elif decision.get("type") == "dispatch":
-            split = decision.get("prefill_instance") != decision.get("decode_instance")
-            self._dispatches.labels(policy, str(split).lower()).inc()
-            call = self._calls.get(event.request_id or "")
-            if call is not None and not call.dispatched:
-                self._calls[event.request_id or ""] = call._replace(dispatched=True)
-                self._queue.labels(call.workflow, call.model).observe(max(0.0, event.at_s - call.arrived_s))
+        decision, call = decision_of(event), self._calls.get(event.request_id or "")
+        reason = decision.get("reason") or {}
+        match decision.get("type"):
+            case "reject":
+                refusal = _one_of(decision.get("refusal"), _REFUSALS)
+                self._families.rejections.labels(self._policy.of(reason.get("policy")), refusal).inc()
+            case "dispatch":
+                split = decision.get("prefill_instance") != decision.get("decode_instance")
+                self._families.dispatches.labels(self._policy.of(reason.get("policy")), str(split).lower()).inc()
+                if call is not None and not call.dispatched:
+                    call.dispatched, call.length = True, _interval(reason.get("length"))
+                    waited_s = max(0.0, event.at_s - call.arrived_s)
+                    self._families.queue.labels(call.workflow, call.model).observe(waited_s)
+            case "migrate" if call is not None:
+                self._moved(call, "void")
+                call.moving = _one_of(decision.get("cause"), _CAUSES)
+
+    def _migrated(self, event: RunEvent) -> None:
+        if (call := self._calls.get(event.request_id or "")) is not None:
+            call.moving = None
+        self._families.migrations.labels(_one_of(event.data.get("cause"), _CAUSES), "done").inc()
+
+    def _migration_refused(self, event: RunEvent) -> None:
+        self._moved(self._calls.get(event.request_id or ""), "refused")
+
+    def _attempt_failed(self, event: RunEvent) -> None:
+        self._moved(self._calls.get(event.request_id or ""), "failed")
+        self._families.attempts_failed.inc()
+
+    def _moved(self, call: _LiveCall | None, outcome: str) -> None:
+        """Count what came of the move that was decided, if one was."""
+        if call is not None and call.moving is not None:
+            self._families.migrations.labels(call.moving, outcome).inc()
+            call.moving = None
 
     def _call_finished(self, event: RunEvent) -> None:
-        data = event.data
-        call = self._calls.pop(event.request_id or "", None) or _LiveCall(self._workflow_of(event), "unknown", 0.0)
-        workflow, model = call.workflow, call.model
-        self._count_calls.labels(workflow, model, _one_of(data.get("outcome"), _OUTCOMES)).inc()
-        for histogram, name in ((self._ttft, "ttft_s"), (self._tpot, "tpot_s"), (self._call_e2e, "e2e_s")):
+        data, families = event.data, self._families
+        call = self._calls.pop(event.request_id or "", None) or _LiveCall(self._workflow_of(event), "unknown")
+        names = (call.workflow, call.model)
+        self._moved(call, "void")
+        families.calls.labels(*names, _one_of(data.get("outcome"), _OUTCOMES)).inc()
+        for histogram, name in ((families.ttft, "ttft_s"), (families.tpot, "tpot_s"), (families.call_e2e, "e2e_s")):
             if data.get(name) is not None:
-                histogram.labels(workflow, model).observe(data[name])
+                histogram.labels(*names).observe(data[name])
         if data.get("ttft_s") is None:
             return  # no engine took the prompt, whose length is a guess then
         for kind, name in (("prompt", "prompt_tokens"), ("output", "output_tokens"), ("cached", "cached_tokens")):
             if data.get(name):
-                self._tokens.labels(workflow, model, kind).inc(data[name])
+                families.tokens.labels(*names, kind).inc(data[name])
+        if data.get("outcome") == "ok" and call.length is not None and data.get("output_tokens"):
+            self._compare_length(call, call.length, data["output_tokens"])
+
+    def _compare_length(self, call: _LiveCall, predicted: tuple[float, float, float], tokens: int) -> None:
+        p10, p50, p90 = predicted
+        where = "below" if tokens < p10 else "above" if tokens > p90 else "inside"
+        self._families.length_predictions.labels(call.workflow, call.model, where).inc()
+        if p50 > 0:
+            self._families.length_ratio.labels(call.workflow, call.model).observe(tokens / p50)
 
     def _run_finished(self, event: RunEvent) -> None:
         data, workflow = event.data, self._workflow_of(event)
         self._runs.pop(event.run_id, None)
         attained = "none" if data.get("attained") is None else str(bool(data["attained"])).lower()
-        self._count_runs.labels(workflow, _one_of(data.get("status"), _STATUSES), attained).inc()
+        self._families.runs.labels(workflow, _one_of(data.get("status"), _STATUSES), attained).inc()
         if data.get("e2e_s") is not None:
-            self._run_e2e.labels(workflow).observe(data["e2e_s"])
+            self._families.run_e2e.labels(workflow).observe(data["e2e_s"])
+        if attained == "false":
+            blame = blame_of_plain(data.get("blame") or {})
+            self._families.missed.labels(workflow, "unknown" if blame is None else str(blame.reason)).inc()
 
     def _workflow_of(self, event: RunEvent) -> str:
         return self._runs.get(event.run_id, "unknown")
 
 
-def _remember(known: OrderedDict[str, Any], key: str, value: object, limit: int) -> None:
+_COUNTERS: Final[dict[Kind, Callable[[MetricSink, RunEvent], None]]] = {
+    Kind.RUN_SUBMITTED: MetricSink._submitted,
+    Kind.RUN_FINISHED: MetricSink._run_finished,
+    Kind.STEP_DEADLINES: MetricSink._deadlines,
+    Kind.STEP_FINISHED: MetricSink._step_finished,
+    Kind.CALL_ARRIVED: MetricSink._arrived,
+    Kind.CALL_DECIDED: MetricSink._decided,
+    Kind.CALL_MIGRATED: MetricSink._migrated,
+    Kind.CALL_MIGRATION_REFUSED: MetricSink._migration_refused,
+    Kind.CALL_ATTEMPT_FAILED: MetricSink._attempt_failed,
+    Kind.CALL_FINISHED: MetricSink._call_finished,
+}
+
+
+def _interval(length: Any) -> tuple[float, float, float] | None:
+    """p10, p50 and p90 of a predicted length; None where it has not all of them."""
+    if not isinstance(length, dict):
+        return None
+    p10, p50, p90 = (length.get(name) for name in ("p10_tokens", "p50_tokens", "p90_tokens"))
+    return None if p10 is None or p50 is None or p90 is None else (p10, p50, p90)
+
+
+def _remember(known: OrderedDict[Any, Any], key: object, value: object, limit: int) -> None:
     known[key] = value
     while len(known) > limit:
         known.popitem(last=False)

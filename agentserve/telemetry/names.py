@@ -1,6 +1,7 @@
 """What are spans and their attributes called? The OpenTelemetry GenAI names in use, and our own.
 
-The GenAI semantic conventions are in development: they are written here and nowhere else.
+The GenAI semantic conventions are in development: they are written here and nowhere else. These are those of their own
+first release (v0.1.0), in which a workflow is an agent by name and only its operation says `invoke_workflow`.
 """
 
 from typing import Final
@@ -21,33 +22,47 @@ CACHED_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 CONVERSATION: Final = "gen_ai.conversation.id"
 AGENT_NAME: Final = "gen_ai.agent.name"
 TOOL_NAME: Final = "gen_ai.tool.name"
-WORKFLOW_NAME: Final = "gen_ai.workflow.name"
+STREAM: Final = "gen_ai.request.stream"
+FIRST_CHUNK_S: Final = "gen_ai.response.time_to_first_chunk"
 ERROR_TYPE: Final = "error.type"
 
 RUN_ID: Final = "agentserve.run.id"
 STEP_ID: Final = "agentserve.step.id"
 STEP_PARENTS: Final = "agentserve.step.parents"
 REQUEST_ID: Final = "agentserve.request.id"
-STREAM: Final = "agentserve.request.stream"
 SLO_S: Final = "agentserve.slo_s"
 DEADLINE: Final = "agentserve.deadline_unix_s"
 TARGET_DEADLINE: Final = "agentserve.target_deadline_unix_s"
 LATEST_DEADLINE: Final = "agentserve.latest_deadline_unix_s"
-SLACK_S: Final = "agentserve.slack_s"
+SLACK_BEFORE_S: Final = "agentserve.slack_before_s"
+SLACK_AFTER_S: Final = "agentserve.slack_after_s"
 PREDICTED_S: Final = "agentserve.predicted_s"
 DOWNSTREAM_S: Final = "agentserve.downstream_s"
 ATTAINED: Final = "agentserve.attained"
 OUTCOME: Final = "agentserve.outcome"
 INCOMPLETE: Final = "agentserve.incomplete"
+COST_GPU_S: Final = "agentserve.cost_gpu_s"
+
+BLAME: Final = "agentserve.blame"
+BLAME_STEP: Final = "agentserve.blame.step"
+BLAME_NODE: Final = "agentserve.blame.node"
+BLAME_LOST_S: Final = "agentserve.blame.lost_s"
 
 TTFT_S: Final = "agentserve.ttft_s"
 TPOT_S: Final = "agentserve.tpot_s"
 E2E_S: Final = "agentserve.e2e_s"
 
+PREDICTED_QUEUE_S: Final = "agentserve.predicted_queue_s"
+PREDICTED_TTFT_S: Final = "agentserve.predicted_ttft_s"
+PREDICTED_FINISH: Final = "agentserve.predicted_finish_unix_s"
+FINISH_ERROR_S: Final = "agentserve.finish_error_s"
+PREDICTED_CACHED: Final = "agentserve.predicted_cached_tokens"
+
 LENGTH_P10: Final = "agentserve.length.predicted_p10_tokens"
 LENGTH_P50: Final = "agentserve.length.predicted_p50_tokens"
 LENGTH_P90: Final = "agentserve.length.predicted_p90_tokens"
 LENGTH_ACTUAL: Final = "agentserve.length.actual_tokens"
+LENGTH_WITHIN: Final = "agentserve.length.within_interval"
 LENGTH_SOURCE: Final = "agentserve.length.source"
 
 POLICY: Final = "agentserve.policy"
@@ -63,7 +78,13 @@ PRIORITY: Final = "agentserve.priority"
 MIGRATION_SOURCE: Final = "agentserve.migration.source"
 MIGRATION_TARGET: Final = "agentserve.migration.target"
 MIGRATION_CAUSE: Final = "agentserve.migration.cause"
+MIGRATION_BY: Final = "agentserve.migration.by"
 REPLAYED_TOKENS: Final = "agentserve.migration.replayed_tokens"
+
+LINK: Final = "agentserve.link"
+CONTINUES: Final = "continues"
+SOURCE_LEG: Final = "source_leg"
+TARGET_LEG: Final = "target_leg"
 
 DECISION_EVENT: Final = "agentserve.decision"
 DECISION: Final = "agentserve.decision.type"

@@ -42,6 +42,8 @@ class Migration:
     start_s: float
     end_s: float | None = None
     cause: str | None = None
+    by: str | None = None
+    """`replay` or `kv`."""
     replayed_tokens: int | None = None
 
 
@@ -105,7 +107,19 @@ class StepStory:
     slack_s: float | None = None
     predicted_s: float | None = None
     downstream_s: float | None = None
+    planned_s: float | None = None
+    """How long the whole step was expected to take when it began; the fields above are as last derived."""
+    planned_downstream_s: float | None = None
+    """What was expected then from its end to the run's end."""
+    slack_before_s: float | None = None
+    """The run's slack then."""
     calls: list[CallStory] = field(default_factory=list)
+
+    def slack_after_s(self, deadline_s: float | None) -> float | None:
+        """The run's slack when the step ended: what was left, less what was still expected behind it."""
+        if deadline_s is None or self.finished_s is None or self.downstream_s is None:
+            return None
+        return deadline_s - self.finished_s - self.downstream_s
 
 
 @dataclass(slots=True)
@@ -124,6 +138,8 @@ class RunStory:
     e2e_s: float | None = None
     attained: bool | None = None
     error: str | None = None
+    blame: Mapping[str, Any] | None = None
+    """Why the SLO was missed, as the gateway told it at the run's end; `blame.py` says it of any story."""
     steps: list[StepStory] = field(default_factory=list)
 
 
@@ -177,24 +193,70 @@ def tell_run(events: Sequence[RunEvent]) -> RunStory | None:
     """The story of a run from its journal; None for no events. Steps and calls are in order of start, then id."""
     if not events:
         return None
-    story = RunStory(events[0].run_id, events[0].at_s, max(event.at_s for event in events))
-    calls: dict[str, list[RunEvent]] = {}
-    steps: dict[str, list[RunEvent]] = {}
+    teller = RunTeller(events[0].run_id, events[0].at_s)
     for event in events:
+        teller.take(event)
+    return teller.story
+
+
+class RunTeller:
+    """Tells the story of a run while it happens: `story` holds what was taken so far, in order of start, then id.
+
+    At most `max_parts` steps and calls are told, and `max_call_events` of each call before its end; later ones are not.
+    """
+
+    def __init__(
+        self, run_id: str, first_s: float, *, max_parts: int | None = None, max_call_events: int | None = None
+    ) -> None:
+        self._story = RunStory(run_id, first_s, first_s)
+        self._steps: dict[str, StepStory] = {}
+        self._calls: dict[str, CallStory] = {}
+        self._taken: dict[str, int] = {}
+        self._max_parts, self._max_call_events = max_parts, max_call_events
+
+    def take(self, event: RunEvent) -> None:
+        """Add one event."""
+        self._story.last_s = max(self._story.last_s, event.at_s)
+        read_run(self._story, event)
+        step = None if event.step_id is None else self._step(event, event.step_id)
+        if step is not None:
+            _read_step(step, event)
         if event.request_id is not None:
-            calls.setdefault(event.request_id, []).append(event)
-        if event.step_id is not None:
-            steps.setdefault(event.step_id, []).append(event)
-        read_run(story, event)
-    told = {step_id: tell_step(own, step_id) for step_id, own in steps.items()}
-    for own in calls.values():
-        call = tell_call(own)
-        if call is not None and call.step_id in told:
-            told[call.step_id].calls.append(call)
-    story.steps = sorted(told.values(), key=lambda step: (step.started_s, step.step_id))
-    for step in story.steps:
-        step.calls.sort(key=lambda call: (call.arrived_s, call.request_id))
-    return story
+            self._read_call(event, event.request_id, step)
+
+    @property
+    def story(self) -> RunStory:
+        """The story as far as it is known."""
+        self._story.steps.sort(key=lambda step: (step.started_s, step.step_id))
+        for step in self._story.steps:
+            step.calls.sort(key=lambda call: (call.arrived_s, call.request_id))
+        return self._story
+
+    def _step(self, event: RunEvent, step_id: str) -> StepStory | None:
+        step = self._steps.get(step_id)
+        if step is None and self._has_room:
+            node = str(event.data.get("node") or step_id)
+            step = self._steps[step_id] = StepStory(step_id, node, "llm" if event.request_id else "tool", event.at_s)
+            self._story.steps.append(step)
+        return step
+
+    def _read_call(self, event: RunEvent, request_id: str, step: StepStory | None) -> None:
+        call = self._calls.get(request_id)
+        if call is None:
+            if not self._has_room:
+                return
+            call = self._calls[request_id] = CallStory(request_id, event.step_id, event.at_s)
+            if step is not None:
+                step.calls.append(call)
+        taken = self._taken[request_id] = self._taken.get(request_id, 0) + 1
+        is_known = self._max_call_events is None or taken <= self._max_call_events
+        reader = _READERS.get(event.kind)
+        if reader is not None and (is_known or event.kind is Kind.CALL_FINISHED):
+            reader(call, event)
+
+    @property
+    def _has_room(self) -> bool:
+        return self._max_parts is None or len(self._steps) + len(self._calls) < self._max_parts
 
 
 def read_run(story: RunStory, event: RunEvent) -> None:
@@ -209,7 +271,8 @@ def read_run(story: RunStory, event: RunEvent) -> None:
         story.finished_s = event.at_s
         story.status = str(data.get("status") or "succeeded")
         story.e2e_s, story.attained, story.error = data.get("e2e_s"), data.get("attained"), data.get("error")
-        if story.e2e_s is not None:
+        story.blame = data.get("blame")
+        if story.e2e_s is not None and story.workflow is None:  # its submission was not seen
             story.submitted_s = min(story.submitted_s, event.at_s - story.e2e_s)
 
 
@@ -223,6 +286,9 @@ def _read_step(story: StepStory, event: RunEvent) -> None:
     elif event.kind is Kind.STEP_DEADLINES:
         for name in ("target_deadline_s", "latest_deadline_s", "slack_s", "predicted_s", "downstream_s"):
             setattr(story, name, data.get(name))
+        if story.planned_s is None and story.predicted_s is not None:
+            story.planned_s = max(0.0, event.at_s - story.started_s) + story.predicted_s
+            story.planned_downstream_s, story.slack_before_s = story.downstream_s, story.slack_s
     elif event.kind is Kind.STEP_FINISHED:
         story.finished_s, story.outcome, story.error = event.at_s, data.get("outcome"), data.get("error")
 
@@ -264,7 +330,8 @@ def _decided(story: CallStory, event: RunEvent) -> None:
     elif kind == "migrate":
         story.attempts = int(decision.get("attempt") or story.attempts + 1)
         _open(story, Phase.MIGRATION, event.at_s, decision.get("target"))
-        move = Migration(decision.get("source"), decision.get("target"), event.at_s, cause=decision.get("cause"))
+        cause, by = decision.get("cause"), decision.get("by")
+        move = Migration(decision.get("source"), decision.get("target"), event.at_s, cause=cause, by=by)
         story.migrations.append(move)
 
 
@@ -295,6 +362,7 @@ def _migrated(story: CallStory, event: RunEvent) -> None:
         story.migrations.append(move)
     move.source = data.get("source") or move.source
     move.cause = data.get("cause") or move.cause
+    move.by = data.get("by") or move.by
     move.replayed_tokens = data.get("replayed_tokens")
 
 

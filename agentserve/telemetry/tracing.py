@@ -5,9 +5,7 @@ taken from the client's `traceparent`), span ids from run, step and call ids. A 
 until then only its events are kept, bounded in number. No prompt text is ever in a span.
 """
 
-import hashlib
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,20 +13,32 @@ from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
 from agentserve.errors import BadInput
 from agentserve.journal import Kind, RunEvent
 from agentserve.telemetry import names
-from agentserve.telemetry.attributes import SpanEvent, call_attributes, call_events, run_attributes, step_attributes
-from agentserve.telemetry.story import CallStory, Phase, RunStory, StepStory, read_run, tell_call, tell_step
+from agentserve.telemetry.attributes import (
+    SpanEvent,
+    call_attributes,
+    call_events,
+    migration_attributes,
+    phase_attributes,
+    run_attributes,
+    step_attributes,
+)
+from agentserve.telemetry.exporter import DerivedIds
+from agentserve.telemetry.sampling import (
+    derived_id,
+    is_sent_at_once,
+    is_sent_in_the_end,
+    parse_traceparent,
+    trace_id_of,
+)
+from agentserve.telemetry.story import CallStory, Migration, Phase, RunStory, StepStory, read_run, tell_call, tell_step
 
-_TRACEPARENT: Final = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _MAX_EVENTS_PER_CALL: Final = 400
 _MAX_OPEN_PER_RUN: Final = 2000
@@ -43,70 +53,6 @@ _PHASE_NAMES: Final = {
 _logger = logging.getLogger(__name__)
 
 
-class DerivedIds(RandomIdGenerator):
-    """Gives the next span the ids set beforehand; random ones when none were set."""
-
-    def __init__(self) -> None:
-        self.trace_id: int | None = None
-        self.span_id: int | None = None
-
-    def generate_trace_id(self) -> int:
-        """The id set for the next trace, once."""
-        chosen, self.trace_id = self.trace_id, None
-        return super().generate_trace_id() if chosen is None else chosen
-
-    def generate_span_id(self) -> int:
-        """The id set for the next span, once."""
-        chosen, self.span_id = self.span_id, None
-        return super().generate_span_id() if chosen is None else chosen
-
-
-def make_tracer_provider(endpoint: str | None, *, service: str = "agentserve") -> TracerProvider | None:
-    """A provider that sends batches of spans to `endpoint` (OTLP/HTTP base URL) in its own thread; None without one.
-
-    At most 8,192 spans wait; more are dropped, never awaited. Raises BadInput if the extra `otlp` is not installed or
-    the endpoint is no HTTP URL. Call `.shutdown()` at the end to send what waits.
-    """
-    if not endpoint:
-        return None
-    if not endpoint.startswith(("http://", "https://")):
-        raise BadInput(
-            f"OTLP endpoint {endpoint!r}: give an http:// or https:// base URL such as http://127.0.0.1:4318"
-        )
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError:
-        raise BadInput("an OTLP endpoint is set but the exporter is missing: pip install 'agentserve[otlp]'") from None
-    base = endpoint.rstrip("/")
-    exporter = OTLPSpanExporter(endpoint=base if base.endswith("/v1/traces") else f"{base}/v1/traces", timeout=5)
-    provider = derived_provider(service)
-    provider.add_span_processor(
-        BatchSpanProcessor(exporter, max_queue_size=8192, max_export_batch_size=512, schedule_delay_millis=1000)
-    )
-    return provider
-
-
-def derived_provider(service: str = "agentserve") -> TracerProvider:
-    """A provider without exporters whose span ids SpanSink can set."""
-    resource = Resource.create({"service.name": service})
-    return TracerProvider(resource=resource, id_generator=DerivedIds(), shutdown_on_exit=False)
-
-
-def trace_id_of(run_id: str, traceparent: str | None = None) -> int:
-    """The trace of a run: the client's, if its `traceparent` is valid, else one derived from the run id."""
-    given = parse_traceparent(traceparent)
-    return given.trace_id if given is not None else _derived(16, "run", run_id)
-
-
-def parse_traceparent(header: str | None) -> SpanContext | None:
-    """The W3C header as a remote span context; None if there is none or it is not valid."""
-    match = _TRACEPARENT.match(header) if isinstance(header, str) else None
-    if match is None:
-        return None
-    context = SpanContext(int(match[1], 16), int(match[2], 16), is_remote=True, trace_flags=_SAMPLED)
-    return context if context.is_valid else None
-
-
 @dataclass(slots=True)
 class _OpenRun:
     """What is known of a run whose end was not seen: events of what is open in it."""
@@ -114,6 +60,10 @@ class _OpenRun:
     story: RunStory
     parent: SpanContext | None
     trace_id: int
+    held: list[RunEvent] | None = None
+    """All events of a run whose end decides whether it is sent; None once that is decided."""
+    sampled: bool = True
+    """Sent however it ends: what engines are told."""
     sent: bool = False
     """The run's own span has been sent; only calls that outlive it are waited for."""
     steps: dict[str, list[RunEvent]] = field(default_factory=dict)
@@ -148,8 +98,11 @@ class _Span:
 class SpanSink:
     """Makes spans of journal events: run → step → chat → queue, prefill, KV transfer, decode, migrations.
 
-    Without a provider it only derives ids for `traceparent`. At most `max_open_runs` are remembered and none longer
-    than `max_age_s` after its last event; what falls out is sent as far as it is known, marked incomplete.
+    Late and failed runs are sent, and `share` (0 to 1) of the others; see `sampling.py`. A run that is sent in any case
+    is sent bit by bit as its parts end, another one when it has ended. Without a provider only ids for `traceparent`
+    are derived. At most `max_open_runs` are remembered, none longer than `max_age_s` after its last event, and at most
+    `max_held_events` of runs that are not decided on; what falls out is sent as far as it is known. A run that fell
+    out before its end is marked incomplete.
     """
 
     def __init__(
@@ -158,6 +111,8 @@ class SpanSink:
         *,
         max_open_runs: int = 4096,
         max_age_s: float = 3600.0,
+        share: float = 1.0,
+        max_held_events: int = 50_000,
         engine: str = "vllm",
     ) -> None:
         self._ids = DerivedIds()
@@ -167,9 +122,12 @@ class SpanSink:
             self._ids = provider.id_generator
         self._tracer = provider.get_tracer(names.SCOPE) if provider is not None else None
         self._runs: OrderedDict[str, _OpenRun] = OrderedDict()
-        self._ended: OrderedDict[str, int] = OrderedDict()
+        self._ended: OrderedDict[str, int | None] = OrderedDict()
+        """The traces of runs that have ended; None for one that is not sent."""
         self._run_of_call: dict[str, str] = {}
         self._max_open_runs, self._max_age_s = max_open_runs, max_age_s
+        self._share, self._max_held_events = share, max_held_events
+        self._held_events = 0
         self._engine = engine
         self._failures_logged = 0
 
@@ -178,7 +136,7 @@ class SpanSink:
         self._take(event, export=True)
 
     def restore(self, events: Iterable[RunEvent]) -> None:
-        """Take the journal of runs that another gateway began, without sending their finished spans again."""
+        """Take the journal of runs that another gateway began, without sending again what it has sent."""
         for event in events:
             self._take(event, export=False)
 
@@ -187,7 +145,8 @@ class SpanSink:
         run_id = self._run_of_call.get(request_id)
         if run_id is None or run_id not in self._runs:
             return None
-        return f"00-{self._runs[run_id].trace_id:032x}-{_call_span_id(run_id, request_id):016x}-01"
+        run = self._runs[run_id]
+        return f"00-{run.trace_id:032x}-{_call_span_id(run_id, request_id):016x}-{int(run.sampled):02x}"
 
     def _take(self, event: RunEvent, *, export: bool) -> None:
         try:
@@ -198,10 +157,48 @@ class SpanSink:
                 _logger.exception("no span for event %s of run %s", event.kind, event.run_id)
 
     def _read(self, event: RunEvent, export: bool) -> None:
+        if event.run_id in self._ended and self._ended[event.run_id] is None:
+            return
         run = self._open_run(event)
         run.story.last_s = max(run.story.last_s, event.at_s)
         if event.kind is Kind.CALL_ARRIVED and event.request_id is not None:
             self._run_of_call[event.request_id] = event.run_id
+        if run.held is None:
+            self._play(run, event, export)
+        else:
+            self._hold(run, run.held, event)
+
+    def _hold(self, run: _OpenRun, held: list[RunEvent], event: RunEvent) -> None:
+        """Keep an event until the run's end decides whether its spans are sent."""
+        held.append(event)
+        self._held_events += 1
+        if event.kind is Kind.CALL_FINISHED and event.request_id is not None:
+            self._run_of_call.pop(event.request_id, None)
+        if event.kind is Kind.RUN_FINISHED:
+            read_run(run.story, event)
+            if is_sent_in_the_end(run.story):
+                self._release(run)
+            else:
+                self._drop(run, held)
+        while self._held_events > self._max_held_events:
+            self._release(next(one for one in self._runs.values() if one.held is not None))
+
+    def _release(self, run: _OpenRun) -> None:
+        """Make the spans of what was held back; from here on they are made as things end."""
+        held, run.held = run.held or [], None
+        self._held_events -= len(held)
+        for event in held:
+            self._play(run, event, True)
+
+    def _drop(self, run: _OpenRun, held: list[RunEvent]) -> None:
+        self._held_events -= len(held)
+        for request_id in {event.request_id for event in held} - {None}:
+            self._run_of_call.pop(str(request_id), None)
+        del self._runs[run.story.run_id]
+        self._remember_end(run.story.run_id, None)
+
+    def _play(self, run: _OpenRun, event: RunEvent, export: bool) -> None:
+        if event.kind is Kind.CALL_ARRIVED and event.request_id is not None:
             run.calls.setdefault(event.request_id, [])
         if self._tracer is not None:
             read_run(run.story, event)
@@ -223,7 +220,10 @@ class SpanSink:
             parent = parse_traceparent(event.data.get("traceparent")) if seen else None
             trace_id = parent.trace_id if parent is not None else trace_id_of(event.run_id)
             ended = self._ended.get(event.run_id)
-            run = _OpenRun(RunStory(event.run_id, event.at_s, event.at_s), parent, ended or trace_id, ended is not None)
+            run = _OpenRun(RunStory(event.run_id, event.at_s, event.at_s), parent, ended or trace_id)
+            run.sent, run.sampled = ended is not None, is_sent_at_once(parent, trace_id, self._share)
+            if self._tracer is not None and not run.sampled and not run.sent:
+                run.held = []
             self._runs[event.run_id] = run
             self._evict(event.at_s)
         self._runs.move_to_end(event.run_id)
@@ -234,6 +234,8 @@ class SpanSink:
             oldest = next(iter(self._runs.values()))
             if len(self._runs) <= self._max_open_runs and oldest.story.last_s > now_s - self._max_age_s:
                 return
+            if oldest.held is not None:
+                self._release(oldest)
             for request_id in list(oldest.calls):
                 self._end_call(oldest, request_id, True)
             if not oldest.sent:
@@ -266,7 +268,10 @@ class SpanSink:
             self._end_step(run, step_id, export)
         run_id = run.story.run_id
         self._runs.pop(run_id, None)
-        self._ended[run_id] = run.trace_id
+        self._remember_end(run_id, run.trace_id)
+
+    def _remember_end(self, run_id: str, trace_id: int | None) -> None:
+        self._ended[run_id] = trace_id
         while len(self._ended) > self._max_open_runs:
             self._ended.popitem(last=False)
 
@@ -290,23 +295,22 @@ class SpanSink:
         failed = _failure(call.outcome, call.error)
         attributes = call_attributes(run.story, call) | {names.PROVIDER: self._engine}
         self._send(chat, run.trace_id, call.arrived_s, end_s, attributes, failed)
+        self._send_phases(run, call, chat.span_id, end_s)
+
+    def _send_phases(self, run: _OpenRun, call: CallStory, chat_id: int, end_s: float) -> None:
         for index, phase in enumerate(call.phases):
             if phase.phase is Phase.MIGRATION:
                 continue
-            child = _Span(
-                _PHASE_NAMES[phase.phase], _derived(8, run_id, call.request_id, f"phase{index}"), chat.span_id
-            )
-            known = {names.INSTANCE: phase.instance, names.ATTEMPT: phase.attempt or None}
-            self._send(child, run.trace_id, phase.start_s, end_s if phase.end_s is None else phase.end_s, known, None)
+            child = _Span(_PHASE_NAMES[phase.phase], _phase_span_id(run, call, index), chat_id)
+            if phase.phase is Phase.DECODE and (leg := _leg_before(call, phase.start_s)) is not None:
+                child.links = [_link(run, call, leg, names.CONTINUES)]
+            until_s = end_s if phase.end_s is None else phase.end_s
+            self._send(child, run.trace_id, phase.start_s, until_s, phase_attributes(call, phase), None)
         for index, move in enumerate(call.migrations):
-            child = _Span("migration", _derived(8, run_id, call.request_id, f"migration{index}"), chat.span_id)
-            known = {
-                names.MIGRATION_SOURCE: move.source,
-                names.MIGRATION_TARGET: move.target,
-                names.MIGRATION_CAUSE: move.cause,
-                names.REPLAYED_TOKENS: move.replayed_tokens,
-            }
-            self._send(child, run.trace_id, move.start_s, end_s if move.end_s is None else move.end_s, known, None)
+            parts = run.story.run_id, call.request_id, f"migration{index}"
+            child = _Span("migration", derived_id(8, *parts), chat_id, links=_legs_of(run, call, move))
+            until_s = end_s if move.end_s is None else move.end_s
+            self._send(child, run.trace_id, move.start_s, until_s, migration_attributes(move), None)
 
     def _send(
         self,
@@ -340,10 +344,36 @@ class SpanSink:
 
 
 def _latest(events: list[RunEvent], event: RunEvent) -> list[RunEvent]:
-    """The events with this one, keeping only the newest of those that come again and again."""
+    """The events with this one, keeping only the first and the newest of those that come again and again."""
     if event.kind is Kind.STEP_DEADLINES:
-        events = [known for known in events if known.kind is not Kind.STEP_DEADLINES]
+        first = next((known for known in events if known.kind is Kind.STEP_DEADLINES), None)
+        events = [known for known in events if known is first or known.kind is not Kind.STEP_DEADLINES]
     return [*events, event] if len(events) < _MAX_EVENTS_PER_CALL else events
+
+
+def _leg_before(call: CallStory, at_s: float) -> int | None:
+    """The index of the last decode phase that began before."""
+    legs = [i for i, phase in enumerate(call.phases) if phase.phase is Phase.DECODE and phase.start_s < at_s]
+    return legs[-1] if legs else None
+
+
+def _legs_of(run: _OpenRun, call: CallStory, move: Migration) -> list[Link]:
+    """Links from a move to the leg that it left and the leg that it led to."""
+    left = _leg_before(call, move.start_s)
+    legs = [] if left is None else [_link(run, call, left, names.SOURCE_LEG)]
+    for index, phase in enumerate(call.phases):
+        if phase.phase is Phase.DECODE and move.end_s is not None and phase.start_s == move.end_s:
+            legs.append(_link(run, call, index, names.TARGET_LEG))
+    return legs
+
+
+def _link(run: _OpenRun, call: CallStory, phase: int, role: str) -> Link:
+    leg = SpanContext(run.trace_id, _phase_span_id(run, call, phase), is_remote=False, trace_flags=_SAMPLED)
+    return Link(leg, {names.LINK: role})
+
+
+def _phase_span_id(run: _OpenRun, call: CallStory, index: int) -> int:
+    return derived_id(8, run.story.run_id, call.request_id, f"phase{index}")
 
 
 def _failure(outcome: str | None, error: str | None) -> str | None:
@@ -355,18 +385,12 @@ def _ns(at_s: float) -> int:
 
 
 def _run_span_id(run_id: str) -> int:
-    return _derived(8, run_id, "run")
+    return derived_id(8, run_id, "run")
 
 
 def _step_span_id(run_id: str, step_id: str) -> int:
-    return _derived(8, run_id, "step", step_id)
+    return derived_id(8, run_id, "step", step_id)
 
 
 def _call_span_id(run_id: str, request_id: str) -> int:
-    return _derived(8, run_id, "call", request_id)
-
-
-def _derived(size: int, *parts: str) -> int:
-    """A non-zero id of `size` bytes that only `parts` decide."""
-    text = "\x00".join(parts).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=size).digest()) or 1
+    return derived_id(8, run_id, "call", request_id)

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from opentelemetry.sdk.trace import TracerProvider
 
 from agentserve.emulator.config import EmulatorConfig
 from agentserve.emulator.inprocess import running
@@ -24,6 +25,8 @@ from agentserve.orchestrator.eventlog import EventLog
 from agentserve.settings import Settings
 from agentserve.telemetry.messages import Announce
 from agentserve.telemetry.metrics import MetricSink
+from agentserve.telemetry.metrics_page import MetricsPage
+from agentserve.telemetry.open_runs import OpenRuns
 from agentserve.telemetry.tracing import SpanSink
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
@@ -155,6 +158,7 @@ async def gateway(
     urls: list[str] | None = None,
     log: EventLog | None = None,
     announce: Callable[[str, str], Announce] | None = None,
+    tracer_provider: TracerProvider | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway in front of `engines` (or those that listen at `urls` already), ready for calls.
@@ -169,18 +173,19 @@ async def gateway(
         store = await RedisStore.connect(configured)
         stack.push_async_callback(store.close)
         sink = await stack.enter_async_context(StoreSink(store))
-        spans, metrics = SpanSink(None), MetricSink()
+        spans, open_runs, metrics = SpanSink(tracer_provider), OpenRuns(), MetricSink()
         core = scheduler or make_scheduler(policy)
         orchestrator = Orchestrator(
-            core, configured, sinks=(sink, spans, metrics), event_log=log, traceparent=spans.traceparent
+            core, configured, sinks=(sink, open_runs, spans, metrics), event_log=log, traceparent=spans.traceparent
         )
         fleet = Fleet(configured, orchestrator)
         app = create_app(
             configured,
             store=store,
             orchestrator=orchestrator,
-            render_metrics=metrics.render,
+            render_metrics=MetricsPage(metrics.registry).render,
             restore=spans.restore,
+            blame=open_runs.blame,
             background=(fleet.run,),
         )
         url = await stack.enter_async_context(serving(app))

@@ -1,4 +1,4 @@
-"""Spans over OTLP/HTTP, as a receiver that knows only the protocol reads them."""
+"""Spans over OTLP, as receivers that know only the protocol read them: HTTP and gRPC."""
 
 import threading
 import time
@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from agentserve.telemetry import names
-from agentserve.telemetry.tracing import SpanSink, make_tracer_provider, trace_id_of
-from tests.integration.otlp_receiver import Receiver
+from agentserve.telemetry.exporter import make_tracer_provider
+from agentserve.telemetry.sampling import trace_id_of
+from agentserve.telemetry.tracing import SpanSink
+from tests.integration.otlp_receiver import GrpcReceiver, Receiver
 from tests.unit.made_up_run import RUN, START_S, whole_run
 
 
@@ -46,8 +48,21 @@ def test_a_run_arrives_as_one_trace(receiver, suffix):
     }
 
 
-def test_times_names_and_kind_are_on_the_wire(receiver):
+@pytest.mark.parametrize("suffix", ["", "/"])
+def test_a_run_arrives_over_grpc_as_it_does_over_http(receiver, suffix):
     send(receiver.url, whole_run())
+    with GrpcReceiver() as other:
+        send(other.url + suffix, whole_run())
+    assert [span.SerializeToString(deterministic=True) for span in other.spans] == [
+        span.SerializeToString(deterministic=True) for span in receiver.spans
+    ]
+    assert other.resources == receiver.resources
+
+
+@pytest.mark.parametrize("receiving", [Receiver, GrpcReceiver])
+def test_times_names_and_kind_are_on_the_wire(receiving):
+    with receiving() as receiver:
+        send(receiver.url, whole_run())
     chat = next(span for span in receiver.spans if span.name.startswith("chat"))
     known = {a.key: a.value for a in chat.attributes}
     assert chat.kind == chat.SPAN_KIND_CLIENT
@@ -57,8 +72,9 @@ def test_times_names_and_kind_are_on_the_wire(receiver):
     assert receiver.resources[0]["service.name"] == "agentserve"
 
 
-def test_an_endpoint_that_is_down_neither_raises_nor_blocks_the_gateway(caplog):
-    with Receiver() as gone:
+@pytest.mark.parametrize("receiving", [Receiver, GrpcReceiver])
+def test_an_endpoint_that_is_down_neither_raises_nor_blocks_the_gateway(caplog, receiving):
+    with receiving() as gone:
         url = gone.url
     provider = make_tracer_provider(url)
     sink = SpanSink(provider)

@@ -61,6 +61,7 @@ def migrate(request, attempt, source, target):
         "target": target,
         "priority": 1,
         "cause": "late",
+        "by": "replay",
         "predicted_gain_s": 2.1,
         "predicted_cost_s": 0.3,
         "reason": reason,

@@ -11,13 +11,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from agentserve.errors import BadInput
 from agentserve.journal import Kind, RunEvent
 from agentserve.telemetry import names
-from agentserve.telemetry.tracing import (
-    SpanSink,
-    derived_provider,
-    make_tracer_provider,
-    parse_traceparent,
-    trace_id_of,
-)
+from agentserve.telemetry.exporter import derived_provider, make_tracer_provider
+from agentserve.telemetry.sampling import parse_traceparent, trace_id_of
+from agentserve.telemetry.tracing import SpanSink
 from tests.unit.made_up_run import (
     RUN,
     START_S,
@@ -97,9 +93,68 @@ def test_each_migration_is_a_span_with_source_target_and_cause():
         names.MIGRATION_SOURCE: "a100-1",
         names.MIGRATION_TARGET: "h200-1",
         names.MIGRATION_CAUSE: "late",
+        names.MIGRATION_BY: "replay",
         names.REPLAYED_TOKENS: 87,
     }
     assert (move.start_time, move.end_time) == (ns(4.0), ns(4.4))
+
+
+def test_a_migration_links_the_leg_that_it_left_and_the_one_it_led_to_and_that_one_the_first():
+    traced = Traced().take(whole_run())
+    (move,) = traced.named("migration")
+    source = next(s for s in traced.named("decode") if s.end_time == ns(4.0))
+    target = next(s for s in traced.named("decode") if s.start_time == ns(4.4))
+    links = [(link.attributes[names.LINK], link.context.span_id) for link in move.links]
+    assert links == [(names.SOURCE_LEG, source.context.span_id), (names.TARGET_LEG, target.context.span_id)]
+    (link,) = target.links
+    assert (link.attributes[names.LINK], link.context.span_id) == (names.CONTINUES, source.context.span_id)
+    assert {one.context.trace_id for one in (*move.links, link)} == {move.context.trace_id}
+    assert source.links == ()
+
+
+def test_a_step_tells_its_plan_and_the_slack_before_and_after_it():
+    """Its deadlines may move while it runs; what was planned is what was said first."""
+    moved = event(
+        Kind.STEP_DEADLINES,
+        1.0,
+        "plan",
+        node="plan",
+        target_deadline_s=START_S + 5.0,
+        latest_deadline_s=START_S + 9.5,
+        slack_s=2.5,
+        predicted_s=1.2,
+        downstream_s=6.0,
+    )
+    events = whole_run()
+    known = Traced().take([*events[:5], moved, *events[5:]]).named("invoke_agent plan")[0].attributes
+    assert (known[names.SLACK_BEFORE_S], known[names.PREDICTED_S]) == (3.0, 2.0)
+    assert (known[names.TARGET_DEADLINE], known[names.LATEST_DEADLINE]) == (START_S + 5.0, START_S + 9.5)
+    assert known[names.SLACK_AFTER_S] == pytest.approx(12.0 - 2.4 - 6.0)
+
+
+def test_a_phase_compares_with_what_was_predicted_for_it():
+    (plan,) = Traced().take(whole_run()).named("invoke_agent plan")
+    traced = Traced().take(whole_run())
+    (chat,) = traced.children_of(plan)
+    told = {s.name: dict(s.attributes) for s in traced.children_of(chat)}
+    assert told["queue"] == {}
+    assert told["prefill"] == {
+        names.INSTANCE: "h100-1",
+        names.ATTEMPT: 1,
+        names.PREDICTED_S: 0.3,
+        names.PREDICTED_QUEUE_S: 0.0,
+    }
+    assert told["decode"] == {names.INSTANCE: "a100-1", names.ATTEMPT: 1, names.PREDICTED_S: 1.0}
+
+
+def test_a_run_that_missed_its_slo_carries_its_blame():
+    blame = {"reason": "tool", "step_id": "fetch", "node": "fetch", "lost_s": 1.5}
+    end = event(Kind.RUN_FINISHED, 9.5, status="succeeded", e2e_s=9.5, attained=False, error=None, blame=blame)
+    (root,) = Traced().take([*whole_run()[:-1], end]).named("invoke_workflow researcher")
+    told = [root.attributes[name] for name in (names.BLAME, names.BLAME_STEP, names.BLAME_NODE, names.BLAME_LOST_S)]
+    assert told == ["tool", "fetch", "fetch", 1.5]
+    (kept,) = Traced().take(whole_run()).named("invoke_workflow researcher")
+    assert names.BLAME not in kept.attributes
 
 
 def test_a_chat_span_compares_what_was_predicted_with_what_came():
@@ -118,8 +173,13 @@ def test_a_chat_span_compares_what_was_predicted_with_what_came():
         "a100-1",
         True,
     )
-    assert known[names.SLACK_S] == 1.5
+    assert known[names.LENGTH_WITHIN] is True
+    assert (known[names.SLACK_BEFORE_S], known[names.SLACK_AFTER_S]) == (1.5, pytest.approx(4.0 - 2.4))
     assert known[names.TARGET_DEADLINE] == START_S + 4.0
+    assert (known[names.PREDICTED_TTFT_S], known[names.TTFT_S]) == (0.3, 0.8)
+    assert (known[names.PREDICTED_FINISH], known[names.FINISH_ERROR_S]) == (START_S + 3.0, pytest.approx(-0.6))
+    assert (known[names.PREDICTED_CACHED], known[names.CACHED_TOKENS]) == (0, 256)
+    assert known[names.COST_GPU_S] == pytest.approx(2.2)
 
 
 def test_a_decision_is_an_event_with_its_candidates_and_their_verdicts():

@@ -69,6 +69,18 @@ def test_the_header_says_by_how_much_a_run_missed_its_slo():
     assert "SLO 12.0 s · e2e 14.0 s · missed by 2.00 s" in drawn({}, late)
 
 
+def test_a_run_that_missed_its_slo_says_what_was_to_blame_and_what_else_it_lost():
+    late = [submitted(slo_s=4.0), *whole_run()[1:-1]]
+    late.append(event(Kind.RUN_FINISHED, 9.5, status="succeeded", e2e_s=9.5, attained=False, error=None))
+    lines = drawn({}, late, width=200).splitlines()
+    assert lines[2].startswith("to blame: fetch, longer than planned, without a call (tool): 2.00 s · also ")
+    told = explain_json({}, late)
+    assert told["blame"] == {"reason": "tool", "step_id": "fetch", "node": "fetch", "lost_s": 2.0}
+    assert told["blame"] in told["losses"]
+    assert "to blame" not in drawn({}, whole_run())
+    assert explain_json({}, whole_run())["blame"] is None
+
+
 def test_the_header_of_a_failed_run_says_so():
     failed = [
         *whole_run()[:-1],
