@@ -7,7 +7,7 @@ A call goes on at its target by replay of its tokens, or by a move of its KV if 
 
 It pays when gain ≥ max(min_gain_s, min_gain_share · stay), gain exceeds the delay caused to the target's residents, and
 the chance of the run to end in time grows by min_chance_gain more than those of the target's residents fall. A call of
-a run that is lost moves where it ends five times as soon and the target's residents lose next to nothing. Off a draining
+a lost run moves where it ends five times as soon and the target's residents lose next to nothing. Off a draining
 instance it pays when the call would stay longer than drain_patience_s. Either way the target needs room in its KV
 cache for all that is still to come.
 """

@@ -61,7 +61,7 @@ def every_policy(study: Study) -> None:
 
 
 def rules(study: Study) -> None:
-    """The same at the 50 % load under each SLO rule; one other than the scenario's own may tell less of a run's length."""
+    """The same at the 50 % load under each SLO rule; others than the scenario's own may tell less of a run's length."""
     asked = {}
     for workload in study.workloads:
         own = base_point(scenario(workload, {}, {})).scenario.slo.rule
