@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, ExceptionHandler
 from agentserve.errors import AgentServeError
 from agentserve.gateway.completions import Completions
 from agentserve.gateway.errors import error_object, json_response, on_defect, on_http_error, on_known_error
+from agentserve.gateway.page.routes import PageRoutes
 from agentserve.gateway.rest import RestRoutes
 from agentserve.gateway.runs import RunService
 from agentserve.journal import RunEvent
@@ -52,12 +53,15 @@ def create_app(
     runs = RunService(store, orchestrator, clock=clock, restore=restore)
     completions = Completions(orchestrator, runs, settings)
     rest = RestRoutes(orchestrator, runs, settings, clock, settings.policy)
+    page = PageRoutes(orchestrator, runs, settings, clock)
     probes = _Probes(store, orchestrator, render_metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with orchestrator, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_for_ever(work)) for work in (*runs.background(), *background)]
+            tasks = [
+                group.create_task(_for_ever(work)) for work in (*runs.background(), *page.background(), *background)
+            ]
             try:
                 yield
             finally:
@@ -72,6 +76,7 @@ def create_app(
             Route(CHAT, complete, methods=["POST"]),
             Route(COMPLETIONS, complete, methods=["POST"]),
             *rest.routes(),
+            *page.routes(),
             *probes.routes(),
         ],
         exception_handlers=_exception_handlers(),

@@ -36,7 +36,8 @@ _STATUSES: Final = tuple(RunStatus)
 _FIRST_STATUS_KEY: Final = 3
 _FIRST_OUTCOME_KEY: Final = 2
 _FIRST_STREAM_KEY: Final = _FIRST_OUTCOME_KEY + len(OUTCOMES)
-_FEED_PIECE: Final = 64
+_FEED_PIECE: Final = 16
+_LIST_PIECE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ class RedisStore:
         found: list[RunSummary] = []
         skip = 0
         while len(found) < limit:
-            ids = await self._connection.command("ZREVRANGE", index, skip, skip + limit - len(found) - 1)
+            wanted = min(limit - len(found), _LIST_PIECE)  # a long list is no long pause for others
+            ids = await self._connection.command("ZREVRANGE", index, skip, skip + wanted - 1)
             if not ids:
                 break
             names = [run_id.decode() for run_id in ids]

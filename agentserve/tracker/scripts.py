@@ -80,7 +80,7 @@ APPEND: Final = Script("""
 -- Add events to their runs' streams, their facts to the feed, and ends of runs to the counted ones.
 -- KEYS: feed, runs ended of each of three outcomes, then streams. ARGV: ttl, about how many events a stream keeps, how
 -- many entries the feed keeps, the facts, how long ends are kept, how many of them, the number of ends, then for each
--- the place of its outcome in KEYS, when and which run; then the place of a stream in KEYS and an event, as often as needed.
+-- the place of its outcome in KEYS, when and which run; then the place of a stream in KEYS and an event, and so on.
 local ends = tonumber(ARGV[7])
 for i = 8, 7 + 3 * ends, 3 do
   local key = KEYS[tonumber(ARGV[i])]
