@@ -48,7 +48,8 @@ def create_app(
     """The application; its lifespan enters `orchestrator` and runs what runs in the background, `background` too.
 
     `restore`: told the journal of runs that another gateway process began. `store` and the sinks stay the caller's to
-    close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator.
+    close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator,
+    `app.state.page` what feeds the page.
     """
     runs = RunService(store, orchestrator, clock=clock, restore=restore)
     completions = Completions(orchestrator, runs, settings)
@@ -84,6 +85,7 @@ def create_app(
     )
     app.state.runs = runs
     app.state.orchestrator = orchestrator
+    app.state.page = page.watch
     return app
 
 

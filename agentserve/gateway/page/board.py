@@ -57,6 +57,7 @@ class Row:
     moves: list[list[Any]] = field(default_factory=list)
     moved: int = 0
     failures: int = 0
+    failed_at_s: float = 0.0
     version: int = 0
 
     @property
@@ -245,7 +246,8 @@ def _moved(row: Row, event: RunEvent) -> None:
 
 
 def _attempt_failed(row: Row, event: RunEvent) -> None:
-    row.failures += 1
+    row.failures += event.at_s > row.failed_at_s
+    row.failed_at_s = max(row.failed_at_s, event.at_s)
     bar = row.bars.get(event.step_id or "")
     if bar is not None:
         bar.phase = "queue"

@@ -54,7 +54,8 @@ class Watch:
         self.orchestrator = orchestrator
         self._store = store
         self._max_readers = max_readers
-        self._readers = 0
+        self.readers = 0
+        """Streams that are open."""
         self._wanted = asyncio.Event()
         self._tick = asyncio.Event()
 
@@ -65,19 +66,19 @@ class Watch:
 
     def check_room(self) -> None:
         """Overloaded if as many look as may."""
-        if self._readers >= self._max_readers:
+        if self.readers >= self._max_readers:
             raise Overloaded(f"{self._max_readers} pages are open, which is the limit; close one and try again")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Be counted as a reader; Overloaded if there are too many."""
         self.check_room()
-        self._readers += 1
+        self.readers += 1
         self._wanted.set()
         try:
             yield
         finally:
-            self._readers -= 1
+            self.readers -= 1
 
     async def ticked(self) -> None:
         """Wait until what is shown may have changed."""
@@ -86,12 +87,12 @@ class Watch:
     async def run(self) -> None:
         """Follow the cluster while somebody looks, until cancelled."""
         while True:
-            if not self._readers:
+            if not self.readers:
                 self._wanted.clear()
                 await self._wanted.wait()
             following = asyncio.create_task(self._follow())
             try:
-                while self._readers:
+                while self.readers:
                     self.look()
                     self._announce()
                     await asyncio.sleep(PERIOD_S)

@@ -4,7 +4,7 @@ import { byId, el, svg } from "./dom.js";
 import { clock, percent, plural } from "./format.js";
 
 const MINUTES = 60;
-const WIDTH = 640, HEIGHT = 190, LEFT = 34, RIGHT = 4, TOP = 10, BOTTOM = 24;
+const HEIGHT = 172, LEFT = 30, RIGHT = 4, TOP = 10, BOTTOM = 22;
 let minutes = new Map();
 let drawn = "";
 
@@ -28,12 +28,13 @@ export function drawGoodput(now_s) {
   const last = Math.floor(now_s / 60) * 60;
   const shown = Array.from({ length: MINUTES }, (_, i) => last - (MINUTES - 1 - i) * 60)
     .map((begin) => minutes.get(begin) ?? { begin, inTime: 0, missed: 0, noSlo: 0 });
-  const key = JSON.stringify(shown);
-  if (key === drawn) return;
-  drawn = key;
   const place = byId("goodput");
+  const width = place.clientWidth;
+  const key = JSON.stringify([width, shown]);
+  if (key === drawn || !width) return;
+  drawn = key;
   const isOpen = place.querySelector("details")?.open ?? false;
-  place.replaceChildren(legend(), chart(shown), table(shown, isOpen));
+  place.replaceChildren(legend(), chart(shown, width), table(shown, isOpen));
 }
 
 function legend() {
@@ -42,19 +43,19 @@ function legend() {
     entry("good", "in time"), entry("late", "missed"), entry("none", "no SLO"));
 }
 
-function chart(shown) {
+function chart(shown, width) {
   const most = Math.max(4, ...shown.map((one) => one.inTime + one.missed + one.noSlo));
   const step = niceStep(most), top = Math.ceil(most / step) * step;
-  const wide = (WIDTH - LEFT - RIGHT) / MINUTES;
+  const wide = (width - LEFT - RIGHT) / MINUTES;
   const high = (count) => (count / top) * (HEIGHT - TOP - BOTTOM);
   const sums = shown.reduce((sum, one) => ({ inTime: sum.inTime + one.inTime, all: sum.all + one.inTime + one.missed }), { inTime: 0, all: 0 });
   const label = sums.all
     ? `Runs per minute over the last hour: ${sums.inTime} of ${sums.all} runs with an SLO ended in time, ${percent(sums.inTime / sums.all)}.`
     : "Runs per minute over the last hour: no run with an SLO has ended.";
-  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "chart", role: "img", "aria-label": label });
+  const drawing = svg("svg", { width, height: HEIGHT, class: "chart", role: "img", "aria-label": label });
   for (let count = 0; count <= top; count += step) {
     const y = HEIGHT - BOTTOM - high(count);
-    drawing.append(svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y, class: count ? "grid" : "base" }),
+    drawing.append(svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y, class: count ? "grid" : "base" }),
       svg("text", { x: LEFT - 6, y: y + 4, class: "tick end" }, String(count)));
   }
   shown.forEach((one, i) => {
@@ -65,7 +66,7 @@ function chart(shown) {
     for (const [kind, count] of [["good", one.inTime], ["late", one.missed], ["none", one.noSlo]]) {
       if (!count) continue;
       y -= high(count);
-      bar.append(svg("rect", { x: x + 1, y, width: wide - 2, height: Math.max(1, high(count) - 1), class: `tone ${kind}`, rx: 1.5 }));
+      bar.append(svg("rect", { x: x + 0.75, y, width: wide - 1.5, height: Math.max(1, high(count) - 1), class: `tone ${kind}`, rx: 1.5 }));
     }
     if (bar.childNodes.length > 1) drawing.append(bar);
   });

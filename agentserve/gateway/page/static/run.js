@@ -151,8 +151,15 @@ function entryOf(step) {
 function callOf(call, isOneOfMany) {
   return el("div", { class: "call" },
     isOneOfMany ? el("h4", { class: "mono" }, call.request_id) : null,
-    ...call.sentences.map((sentence) => el("p", { class: sentence.startsWith("⇢") ? "moved" : sentence.startsWith("✗") || sentence.startsWith("error") ? "error" : null }, sentence)),
+    ...call.sentences.flatMap(paragraphs),
     call.candidates.length ? candidates(call) : null);
+}
+
+/** A sentence; why others lost stands on lines of its own. */
+function paragraphs(sentence) {
+  const [first, ...losers] = sentence.split(" · not ");
+  const kind = sentence.startsWith("⇢") ? "moved" : sentence.startsWith("✗") || sentence.startsWith("error") ? "error" : null;
+  return [el("p", { class: kind }, first), ...losers.map((why) => el("p", { class: "not" }, `not ${why}`))];
 }
 
 function candidates(call) {

@@ -80,14 +80,14 @@ function made(name) {
   const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   drawing.setAttribute("class", "timeline");
   drawing.setAttribute("aria-hidden", "true");
-  const sign = el("span", { class: "sign", "aria-hidden": "true" }), words = el("span");
+  const sign = el("span", { class: "sign", "aria-hidden": "true" }), words = el("span"), slo = el("span", { class: "slo" });
   const line = {
-    workflow: el("td", { class: "c-workflow" }), mark: el("span", { class: "verdict" }, sign, words), sign, words,
+    workflow: el("td", { class: "c-workflow" }), mark: el("span", { class: "verdict" }, sign, words), sign, words, slo,
     steps: el("td", { class: "number" }), moves: el("td", { class: "number" }), drawing, isStale: true, key: "",
   };
   line.row = el("tr", { "data-run": name },
     el("th", { scope: "row", class: "c-run" }, el("a", { href: runHref(name), class: "mono", title: name }, name)),
-    line.workflow, el("td", { class: "c-state" }, line.mark), line.steps, line.moves,
+    line.workflow, el("td", { class: "c-state" }, line.mark, " ", slo), line.steps, line.moves,
     el("td", { class: "c-time" }, drawing));
   lines.set(name, line);
   watcher.observe(line.row);
@@ -101,7 +101,7 @@ function figures(line, row, now_s) {
   line.mark.dataset.tone = told.tone;
   setText(line.sign, told.sign);
   setText(line.words, told.words);
-  line.mark.title = row.slo_s === null ? "" : `SLO ${seconds(row.slo_s)}`;
+  setText(line.slo, row.slo_s === null ? "" : `of ${seconds(row.slo_s)}`);
   setText(line.steps, String(row.steps));
   setText(line.moves, row.moved ? String(row.moved) : "–");
   line.row.title = row.failures ? `${plural(row.failures, "attempt")} failed` : "";

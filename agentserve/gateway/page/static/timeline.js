@@ -29,7 +29,7 @@ export function drawAxis(axis, range, width, now_s) {
   const zero = range.isLive ? now_s : range.anchor;
   for (let at = Math.ceil((range.from - zero) / step) * step; zero + at <= range.to; at += step) {
     const isZero = Math.abs(at) < step / 2;
-    const place = x(zero + at), text = isZero ? (range.isLive ? "now" : "last end") : axisLabel(at);
+    const place = x(zero + at), text = isZero ? (range.isLive ? "now" : "last end") : `${at > 0 ? "+" : ""}${axisLabel(at)}`;
     const kind = place < 30 ? "tick" : place > width - 30 ? "tick end" : "tick mid";
     parts.push(svg("text", { x: place, y: 13, class: isZero ? `${kind} zero` : kind }, text));
   }

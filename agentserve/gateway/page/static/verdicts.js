@@ -21,6 +21,6 @@ function ended(row) {
   if (row.status === "cancelled") return { tone: row.attained === false ? "late" : "none", sign: "✗", words: `cancelled after ${seconds(took_s)}` };
   if (row.attained === null) return { tone: "none", sign: "✓", words: `took ${seconds(took_s)}` };
   const left_s = row.deadline_s - row.finished_s;
-  if (row.attained) return { tone: "good", sign: "✓", words: `in time, ${seconds(left_s)} to spare` };
+  if (row.attained) return { tone: "good", sign: "✓", words: `in time by ${seconds(left_s)}` };
   return { tone: "late", sign: "✗", words: `missed by ${seconds(-left_s)}` };
 }

@@ -21,7 +21,7 @@ export function waterfall(story, width, now_s) {
   const lines = story.steps.map((step) => line(step, story, x, room, end_s));
   return el("div", { class: "waterfall" },
     legend(),
-    el("div", { class: "fall-line head", "aria-hidden": "true" }, el("span", { class: "fall-name" }, ""), axis(shown_s - story.submitted_s, each, room, due_s === null ? null : x(due_s)), el("span")),
+    el("div", { class: "fall-line head", "aria-hidden": "true" }, el("span", { class: "fall-name" }, ""), axis(shown_s - story.submitted_s, each, room, due_s === null ? null : x(due_s)), el("span", { class: "fall-time" })),
     el("ol", { "aria-label": "Steps on a time axis" }, ...lines));
 }
 
