@@ -4,7 +4,7 @@ from pathlib import Path
 
 from playwright.async_api import Page
 
-LONG_MS = 30_000
+LONG_MS = 15_000
 
 
 class Sight:

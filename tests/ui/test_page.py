@@ -83,10 +83,9 @@ async def test_text_from_outside_is_shown_and_never_runs(sight: Sight, client: h
     await page.locator("#steps .error", has_text=HOSTILE).first.wait_for()
     await page.locator(".fall-name", has_text=HOSTILE).click()
     await sight.open("#/run/%3Cscript%3Ealert(4)%3C%2Fscript%3E")
-    await page.get_by_text("run_id: must be").wait_for()
+    await page.get_by_text("This is no id of a run.").wait_for()
     assert await page.locator("img[onerror], main script, [onload]").count() == 0
     await client.post("/v1/runs/hostile-1/cancel")
-    sight.complaints[:] = [told for told in sight.complaints if "status of 400" not in told]
 
 
 async def test_script_put_into_the_page_does_not_run(sight: Sight) -> None:
@@ -96,11 +95,11 @@ async def test_script_put_into_the_page_does_not_run(sight: Sight) -> None:
     )
     assert tried == "TypeError", "Trusted Types refuse text as markup"
     await sight.page.evaluate(
-        """() => { const made = document.createElement("button"); made.setAttribute("onclick", "window.ran = 1");
-                   document.body.append(made); made.click() }"""
+        """() => { const made = document.createElement("script"); made.append("window.ran = 1");
+                   document.body.append(made) }"""
     )
     assert await sight.page.evaluate("window.ran") is None
-    assert any("Content Security Policy" in told for told in sight.complaints)
+    assert len(sight.complaints) >= 2, "the browser says that it refused both"
     sight.complaints.clear()
 
 
@@ -193,7 +192,7 @@ async def test_axe_finds_no_barrier(sight: Sight, client: httpx.AsyncClient, sch
     await page.locator("#runs tbody a").first.wait_for()
     await page.locator("#policy dt").first.wait_for()
     overview = await Axe().run(page)
-    await page.locator("#runs a", has_text="explained-1").click()
+    await sight.open("#/run/explained-1")
     await page.locator("#steps .step-entry").first.wait_for()
     await page.locator("#steps summary").first.click()
     run = await Axe().run(page)
@@ -242,5 +241,5 @@ async def test_a_gateway_that_goes_away_is_said_and_found_again(sight: Sight, cl
     await cluster.restart_gateway(kill=True)
     await page.locator("#connection[data-state=lost]").wait_for()
     await page.locator("#connection[data-state=live]").wait_for()
-    await page.locator("#runs a", has_text="explained-1").wait_for()
+    await page.locator("#runs a").first.wait_for()
     sight.complaints.clear()

@@ -6,7 +6,7 @@ import { clock, percent, plural } from "./format.js";
 import { drawGoodput, recent, takeMinutes } from "./goodput.js";
 import { loadPolicy } from "./policy.js";
 import { closeRun, openRun, refresh, shownRun, tickRun } from "./run.js";
-import { drawRuns, place, runHref, takeRuns } from "./runs.js";
+import { drawRuns, isRunId, place, runHref, takeRuns } from "./runs.js";
 import { Stream } from "./stream.js";
 import { setUpTheme } from "./theme.js";
 
@@ -22,7 +22,7 @@ const now = () => pausedAt_s ?? Date.now() / 1000 + ahead_s;
 
 function query() {
   const asked = new URLSearchParams({ first: view.first, rows: ROWS, show: view.show, q: view.text });
-  if (shownRun()) asked.set("run", shownRun());
+  if (isRunId(shownRun() ?? "")) asked.set("run", shownRun());
   return asked;
 }
 

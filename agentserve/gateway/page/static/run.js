@@ -2,6 +2,7 @@
 
 import { byId, el, say, setText } from "./dom.js";
 import { clock, orDash, plural, seconds, signed } from "./format.js";
+import { isRunId } from "./runs.js";
 import { waterfall } from "./waterfall.js";
 
 const AGAIN_MS = 1000; // a story is read at most this often
@@ -22,7 +23,11 @@ export async function openRun(name, now) {
   limit = 200;
   told = new Map();
   frame(name);
-  await refresh(now);
+  if (isRunId(name)) await refresh(now);
+  else {
+    problem = "This is no id of a run.";
+    draw(now());
+  }
   if (runId === name) byId("run-title").focus({ preventScroll: true });
 }
 

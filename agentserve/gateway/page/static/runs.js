@@ -20,6 +20,9 @@ const watcher = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "80px" });
 
+/** Whether the gateway knows runs of such an id at all. */
+export const isRunId = (text) => /^[A-Za-z0-9][A-Za-z0-9_.:@~-]{0,127}$/.test(text);
+
 export const runHref = (name) => `#/run/${encodeURIComponent(name)}`;
 export const place = () => ({ first, shown: order.length, matching });
 
@@ -79,6 +82,7 @@ function arrange(wanted) {
 function made(name) {
   const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   drawing.setAttribute("class", "timeline");
+  drawing.setAttribute("width", 0);
   drawing.setAttribute("aria-hidden", "true");
   const sign = el("span", { class: "sign", "aria-hidden": "true" }), words = el("span"), slo = el("span", { class: "slo" });
   const line = {

@@ -53,7 +53,7 @@ export function drawTimeline(drawing, row, range, width, now_s) {
     for (const [at_s, source, target, cause] of row.moves) {
       if (at_s < range.from) continue;
       const place = x(at_s);
-      parts.push(svg("path", { d: `M${place} 1l4.5 4.5-4.5 4.5-4.5-4.5z`, class: "move" },
+      parts.push(svg("path", { d: `M${place} ${MIDDLE - 6}l6 6-6 6-6-6z`, class: "move" },
         svg("title", {}, `moved ${source ?? "?"} → ${target ?? "?"} (${cause ?? "?"})`)));
     }
   } else parts.push(svg("text", { x: 2, y: MIDDLE + 4, class: "tick" }, `◂ ended ${axisLabel(range.anchor - end_s)} before`));
