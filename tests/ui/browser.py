@@ -1,5 +1,6 @@
 """Where is a Chromium for the tests of the page? The one named, or Debian's, or playwright's own."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,3 +38,13 @@ async def chromium() -> AsyncIterator[Browser]:
             yield browser
         finally:
             await browser.close()
+
+
+async def check() -> None:
+    """Say which Chromium the tests use; SystemExit if there is none."""
+    async with chromium() as browser:
+        print(f"Chromium {browser.version}")
+
+
+if __name__ == "__main__":
+    asyncio.run(check())

@@ -18,7 +18,7 @@ from tests.ui.browser import chromium
 README_FOLDER = Path(__file__).parents[2] / "docs" / "images"
 SPEED = 2.0
 WARM_S = 100.0
-AFTER_S = 12.0
+AFTER_S = 5.0
 """From the loss of an engine, so that its moves are to be seen, to the first picture."""
 SIZE = {"width": 1440, "height": 1180}
 
