@@ -76,6 +76,7 @@ async def one_run(browser: Browser, cluster: LocalCluster, folder: Path) -> None
             await link.click()
             break
     await page.wait_for_selector("#steps .step-entry")
+    await page.wait_for_selector("#connection[data-state=live]")
     await page.screenshot(path=folder / "ui-run.png")
     await page.close()
 

@@ -55,7 +55,7 @@ async def test_a_run_is_explained_step_by_step_while_it_goes_on(sight: Sight, cl
         await page.locator("#runs a", has_text="explained-1").click()
         entry = page.locator("#steps .step-entry", has_text="write")
         await entry.get_by_text("most runs in time").first.wait_for()
-        assert await sight.focused() == "run-title"
+        await page.locator("#run-title:focus").wait_for()
         assert await page.title() == "explained-1 · agentserve"
         await page.locator(".fall .decode").wait_for()
         await going
@@ -149,11 +149,11 @@ async def test_the_page_is_used_by_keyboard_alone(sight: Sight) -> None:
     assert ring == "solid", "what has the focus is to be seen"
     await page.keyboard.press("Enter")
     await page.locator("#run-title", has_text=opened).wait_for()
-    await page.wait_for_function("document.activeElement.id === 'run-title'")
+    await page.locator("#run-title:focus").wait_for()
     await page.keyboard.press("Shift+Tab")
     assert await sight.focused() == "← All runs"
     await page.keyboard.press("Enter")
-    await page.wait_for_function("document.activeElement.id === 'overview-title'")
+    await page.locator("#overview-title:focus").wait_for()
 
 
 async def test_updates_can_be_paused(sight: Sight, client: httpx.AsyncClient) -> None:

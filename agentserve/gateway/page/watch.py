@@ -142,8 +142,8 @@ class Watch:
         """A new board: the newest live runs, the newest of all, and then what the feed still tells of them."""
         board = Board(version=self.board.version)
         for status, limit in ((RunStatus.RUNNING, _MAX_LIVE), (None, _MAX_NEWEST)):
-            listed = await self._store.list(status, limit)
-            board.take(listed, self.clock())
+            asked_s = self.clock()
+            board.take(await self._store.list(status, limit), asked_s)
         self.board = board
 
     async def _read_feed(self, position: str | None) -> str | None:

@@ -94,6 +94,7 @@ function made(name) {
     line.workflow, el("td", { class: "c-state" }, line.mark, " ", slo), line.steps, line.moves,
     el("td", { class: "c-time" }, drawing));
   lines.set(name, line);
+  visible.add(name); // until the watcher says otherwise
   watcher.observe(line.row);
   return line;
 }
