@@ -1,7 +1,7 @@
 // Which instances are there, and how busy is each? The table of instances, changed cell by cell.
 
 import { byId, el, placeChildren, say, setText } from "./dom.js";
-import { orDash, percent, plural } from "./format.js";
+import { orDash, percent } from "./format.js";
 
 const rows = new Map();
 let instances = new Map();
@@ -65,5 +65,3 @@ function made(name) {
   rows.set(name, cells);
   return cells;
 }
-
-export const instancesInWords = () => plural(count().live, "instance");
