@@ -16,7 +16,8 @@ export class Stream {
     this.source = null;
     this.paused = false;
     this.hidden = false;
-    this.timer = 0;
+    this.timer = 0; // until the next try
+    this.hiding = 0; // until a hidden page gives up
     this.heard = 0;
     document.addEventListener("visibilitychange", () => this.seen());
     setInterval(() => this.source && performance.now() - this.heard > SILENT_MS && this.open(), 2000);
@@ -64,11 +65,12 @@ export class Stream {
   }
 
   seen() {
+    clearTimeout(this.hiding);
     if (document.hidden) {
-      this.timer = setTimeout(() => { this.hidden = true; this.close(); }, HIDDEN_MS);
+      this.hiding = setTimeout(() => { this.hidden = true; this.close(); }, HIDDEN_MS);
     } else if (this.hidden) {
       this.hidden = false;
       this.open();
-    } else if (this.source) clearTimeout(this.timer);
+    }
   }
 }
