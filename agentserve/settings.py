@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16 * 2**20, ge=1024)
     max_prompt_tokens: int = Field(1_000_000, ge=1)
     max_live_calls: int = Field(4096, ge=1)
+    max_live_pages: int = Field(16, ge=0)
+    """Streams for the page at `/ui` at a time; 0: no page is fed."""
     default_slo_s: float | None = Field(None, gt=0)
     max_slo_s: float = Field(86_400.0, gt=0)
     call_timeout_s: float = Field(600.0, gt=0)

@@ -78,6 +78,7 @@ async def _up(
     console.print("Starting the cluster …")
     async with cluster:
         console.print(f"[bold green]Ready.[/] OpenAI base URL: [bold]{cluster.gateway_url}/v1[/], model {fleet.model}")
+        console.print(f"[bold]{cluster.gateway_url}/ui[/] shows it live in a browser.", style="dim")
         if json:
             facts = {"gateway": cluster.gateway_url, "redis": cluster.redis_url, "engines": cluster.engine_urls}
             Console(soft_wrap=True, highlight=False).print(orjson.dumps(facts).decode(), markup=False)

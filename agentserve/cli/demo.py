@@ -60,6 +60,7 @@ async def _demo(console: Console, runs: int, rate: float, speed: float, seed: in
     waterfall: Any = None
     for policy in POLICIES:
         async with _cluster(console, policy, speed, seed) as cluster:
+            _say_where_to_look(console, cluster)
             results[policy] = await _replay(console, cluster, workload, speed, seed)
             waterfall = await _one_run(cluster, results[policy])
     console.print(comparison_table(results))
@@ -98,12 +99,17 @@ def _cluster(console: Console, policy: str, speed: float, seed: int) -> "LocalCl
     return LocalCluster(fleet, policy=policy, seed=seed, script=SCRIPTS, ready_timeout_s=READY_TIMEOUT_S)
 
 
+def _say_where_to_look(console: Console, cluster: "LocalCluster") -> None:
+    console.print(f"live page: [bold]{cluster.gateway_url}/ui[/]", style="dim")
+
+
 async def _catalog(console: Console, speed: float) -> None:
     """Run every catalog agent once, side by side, and say how each did."""
     from workflows.catalog import AGENTS
 
     console.print("[bold]1. Catalog agents, each a LangGraph graph with one end-to-end SLO[/]")
     async with _cluster(console, "agentserve", speed, 0) as cluster:
+        _say_where_to_look(console, cluster)
         with progress_bar(console) as progress:
             task = progress.add_task("catalog agents", total=len(AGENTS))
 

@@ -83,7 +83,8 @@ def trace(
 ) -> None:
     """Draw a run as a waterfall: steps, deadlines, choices with their reasons, migrations."""
     from agentserve.gateway.identity import check_run_id
-    from agentserve.waterfall import explain_json, render_run
+    from agentserve.run_story import explain_json
+    from agentserve.waterfall import render_run
 
     check_run_id("RUN", run_id)
     if redis is None:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, ExceptionHandler
 from agentserve.errors import AgentServeError
 from agentserve.gateway.completions import Completions
 from agentserve.gateway.errors import error_object, json_response, on_defect, on_http_error, on_known_error
+from agentserve.gateway.page.routes import PageRoutes
 from agentserve.gateway.rest import RestRoutes
 from agentserve.gateway.runs import RunService
 from agentserve.journal import RunEvent
@@ -49,17 +50,21 @@ def create_app(
     """The application; its lifespan enters `orchestrator` and runs what runs in the background, `background` too.
 
     `restore`: told the journal of runs that another gateway process began. `blame`: as for RunService. `store` and the
-    sinks stay the caller's to close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator.
+    sinks stay the caller's to close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator,
+    `app.state.page` what feeds the page.
     """
     runs = RunService(store, orchestrator, clock=clock, restore=restore, blame=blame)
     completions = Completions(orchestrator, runs, settings)
     rest = RestRoutes(orchestrator, runs, settings, clock, settings.policy)
+    page = PageRoutes(orchestrator, runs, settings, clock)
     probes = _Probes(store, orchestrator, render_metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with orchestrator, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_for_ever(work)) for work in (*runs.background(), *background)]
+            tasks = [
+                group.create_task(_for_ever(work)) for work in (*runs.background(), *page.background(), *background)
+            ]
             try:
                 yield
             finally:
@@ -74,6 +79,7 @@ def create_app(
             Route(CHAT, complete, methods=["POST"]),
             Route(COMPLETIONS, complete, methods=["POST"]),
             *rest.routes(),
+            *page.routes(),
             *probes.routes(),
         ],
         exception_handlers=_exception_handlers(),
@@ -81,6 +87,7 @@ def create_app(
     )
     app.state.runs = runs
     app.state.orchestrator = orchestrator
+    app.state.page = page.watch
     return app
 
 

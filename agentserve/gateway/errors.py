@@ -47,8 +47,15 @@ class UnsupportedEncoding(BadInput):
     code = "unsupported_encoding"
 
 
+class Forbidden(AgentServeError):
+    """A page of another site asks."""
+
+    status = 403
+    code = "forbidden"
+
+
 class Overloaded(AgentServeError):
-    """More calls are in flight than the gateway takes."""
+    """More calls are in flight, or more pages open, than the gateway takes."""
 
     status = 429
     code = "overloaded"

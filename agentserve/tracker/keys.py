@@ -10,6 +10,8 @@ from agentserve.errors import BadInput
 from workflows.run import RunStatus
 
 MAX_NAME_BYTES: Final = 512
+OUTCOMES: Final = ("in_time", "missed", "no_slo")
+"""What the end of a run can be, judged by its SLO."""
 
 
 class Keys:
@@ -21,6 +23,10 @@ class Keys:
         """Sorted set: every listed run by submission time."""
         self.by_status = {status: f"{self._prefix}:runs:{status.value}" for status in RunStatus}
         """Sorted sets: the same, one for each status."""
+        self.feed = f"{self._prefix}:feed"
+        """Stream: the bare facts of every run's events."""
+        self.ended = {outcome: f"{self._prefix}:ended:{outcome}" for outcome in OUTCOMES}
+        """Sorted sets: runs by the time of their end, one for each outcome."""
 
     def run(self, run_id: str) -> str:
         """Hash: a run's own fields, and one field for each step."""

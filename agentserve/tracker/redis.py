@@ -17,10 +17,10 @@ from weakref import WeakValueDictionary
 from agentserve.errors import Conflict, NotFound, TooLarge, Unavailable
 from agentserve.journal import RunEvent
 from agentserve.settings import Settings
-from agentserve.tracker import codec, scripts
+from agentserve.tracker import codec, feed, scripts
 from agentserve.tracker.connection import Argument, Connection
-from agentserve.tracker.keys import Keys
-from agentserve.tracker.store import RunSummary
+from agentserve.tracker.keys import OUTCOMES, Keys
+from agentserve.tracker.store import EndedRuns, RunSummary
 from workflows.errors import WorkflowError
 from workflows.graph import Workflow
 from workflows.run import Run, RunStatus, Transition
@@ -34,6 +34,10 @@ _MAX_TRIES: Final = 64
 _MAX_CACHED_RUNS: Final = 1024
 _STATUSES: Final = tuple(RunStatus)
 _FIRST_STATUS_KEY: Final = 3
+_FIRST_OUTCOME_KEY: Final = 2
+_FIRST_STREAM_KEY: Final = _FIRST_OUTCOME_KEY + len(OUTCOMES)
+_FEED_PIECE: Final = 16
+_LIST_PIECE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,8 @@ class RedisStore:
         found: list[RunSummary] = []
         skip = 0
         while len(found) < limit:
-            ids = await self._connection.command("ZREVRANGE", index, skip, skip + limit - len(found) - 1)
+            wanted = min(limit - len(found), _LIST_PIECE)  # a long list is no long pause for others
+            ids = await self._connection.command("ZREVRANGE", index, skip, skip + wanted - 1)
             if not ids:
                 break
             names = [run_id.decode() for run_id in ids]
@@ -244,10 +249,17 @@ class RedisStore:
             return
         place: dict[str, int] = {}
         placed: list[Argument] = []
+        ends: list[Argument] = []
         for event in events:
             key = self._keys.events(event.run_id)
-            placed += (place.setdefault(key, len(place) + 1), codec.event_bytes(event))
-        await self._connection.run(scripts.APPEND, list(place), [self._run_ttl_s, self._max_run_events, *placed])
+            placed += (place.setdefault(key, len(place) + _FIRST_STREAM_KEY), codec.event_bytes(event))
+            outcome = feed.outcome_of(event)
+            if outcome is not None:
+                ends += (OUTCOMES.index(outcome) + _FIRST_OUTCOME_KEY, event.at_s, event.run_id)
+        fixed: list[Argument] = [self._run_ttl_s, self._max_run_events, feed.MAX_FEED_BATCHES, feed.batch_bytes(events)]
+        fixed += [feed.ENDED_KEPT_S, feed.MAX_ENDED, len(ends) // 3]
+        keys = [self._keys.feed, *self._keys.ended.values(), *place]
+        await self._connection.run(scripts.APPEND, keys, [*fixed, *ends, *placed])
 
     async def read(self, run_id: str) -> Sequence[RunEvent]:
         """All kept events of a run, oldest first; empty if there are none."""
@@ -262,6 +274,28 @@ class RedisStore:
         stored = dict.fromkeys(_event_of(fields) for _, fields in entries)
         events = [codec.event_from_bytes(run_id, event) for event in stored]
         return events, entries[-1][0].decode() if entries else after
+
+    # The whole cluster
+
+    async def facts(self, after: str | None = None) -> feed.Facts:
+        """What the feed tells after a position, a bounded piece at a time; None: from the oldest kept. Never waits."""
+        rows = await self._connection.command(
+            "XRANGE", self._keys.feed, "-" if after is None else after, "+", "COUNT", _FEED_PIECE
+        )
+        found = [(position.decode(), _event_of(fields)) for position, fields in rows]
+        is_gap = after is not None and bool(found) and found[0][0] != after
+        fresh = [stored for position, stored in found if position != after]
+        events = [event for stored in fresh for event in feed.batch_events(stored)]
+        # Without an entry, `0` is before whatever comes, and is no gap since nothing was missed.
+        position = found[-1][0] if found else after or "0"
+        return feed.Facts(events, position, is_gap and after != "0", len(rows) < _FEED_PIECE)
+
+    async def ended(self, spans: Sequence[tuple[float, float]]) -> Sequence[EndedRuns]:
+        """How many runs ended from each span's begin until before its end (Unix seconds), by outcome."""
+        counts = await self._connection.pipeline(
+            [("ZCOUNT", key, begin_s, f"({end_s}") for begin_s, end_s in spans for key in self._keys.ended.values()]
+        )
+        return [EndedRuns(*counts[i : i + len(OUTCOMES)]) for i in range(0, len(counts), len(OUTCOMES))]
 
     # What was learned, and workflows
 

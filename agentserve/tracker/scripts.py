@@ -77,12 +77,24 @@ return 1
 """)
 
 APPEND: Final = Script("""
--- Add events to streams. KEYS: streams. ARGV: ttl, about how many each keeps, then the place of a stream in KEYS and an
--- event, as often as needed.
-for i = 3, #ARGV, 2 do
+-- Add events to their runs' streams, their facts to the feed, and ends of runs to the counted ones.
+-- KEYS: feed, runs ended of each of three outcomes, then streams. ARGV: ttl, about how many events a stream keeps, how
+-- many entries the feed keeps, the facts, how long ends are kept, how many of them, the number of ends, then for each
+-- the place of its outcome in KEYS, when and which run; then the place of a stream in KEYS and an event, and so on.
+local ends = tonumber(ARGV[7])
+for i = 8, 7 + 3 * ends, 3 do
+  local key = KEYS[tonumber(ARGV[i])]
+  redis.call('ZADD', key, ARGV[i + 1], ARGV[i + 2])
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. string.format('%.3f', ARGV[i + 1] - ARGV[5]))
+  redis.call('ZREMRANGEBYRANK', key, 0, -1 - ARGV[6])
+  redis.call('EXPIRE', key, ARGV[5])
+end
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], '*', 'e', ARGV[4])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+for i = 8 + 3 * ends, #ARGV, 2 do
   redis.call('XADD', KEYS[tonumber(ARGV[i])], 'MAXLEN', '~', ARGV[2], '*', 'e', ARGV[i + 1])
 end
-for k = 1, #KEYS do
+for k = 5, #KEYS do
   redis.call('EXPIRE', KEYS[k], ARGV[1])
 end
 return 1

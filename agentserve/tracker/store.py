@@ -1,4 +1,4 @@
-"""What the gateway needs of a store: four small Protocols, which the Redis store fulfils.
+"""What the gateway needs of a store: five small Protocols, which the Redis store fulfils.
 
 Every call raises Unavailable when the store cannot be reached. All are idempotent: a retry changes nothing more.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentserve.journal import RunEvent
+from agentserve.tracker.feed import Facts
 from workflows.graph import Workflow
 from workflows.run import Run, RunStatus, Transition
 
@@ -23,6 +24,15 @@ class RunSummary:
     finished_s: float | None
     slo_s: float | None
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRuns:
+    """How many runs ended in a span of time: within their SLO, not so, and without one."""
+
+    in_time: int
+    missed: int
+    no_slo: int
 
 
 class RunStore(Protocol):
@@ -57,6 +67,18 @@ class EventStore(Protocol):
         ...
 
 
+class Overview(Protocol):
+    """What goes on in all runs of the cluster, whichever gateway serves them."""
+
+    async def facts(self, after: str | None = None) -> Facts:
+        """What the feed tells after a position, a bounded piece at a time; None: from the oldest kept."""
+        ...
+
+    async def ended(self, spans: Sequence[tuple[float, float]]) -> Sequence[EndedRuns]:
+        """How many runs ended from each span's begin until before its end (Unix seconds), by outcome."""
+        ...
+
+
 class ForecastStore(Protocol):
     """Counters that forecasts are made of, per workflow; see workflows.forecast for their keys."""
 
@@ -81,7 +103,7 @@ class WorkflowStore(Protocol):
         ...
 
 
-class Store(RunStore, EventStore, ForecastStore, WorkflowStore, Protocol):
+class Store(RunStore, EventStore, Overview, ForecastStore, WorkflowStore, Protocol):
     """All of it, and its end."""
 
     async def ping(self) -> None:

@@ -75,7 +75,7 @@ class ForcedScheduler:
         return []
 
     def snapshot(self) -> dict[str, Any]:
-        return {"instances": self.live}
+        return {"instances": [{"instance_id": name} for name in self.live]}
 
     def _move(self, cause: str, request_id: str, tokens: int) -> list[decisions.Decision]:
         done = self.moved.get(request_id, 0)

@@ -51,6 +51,20 @@ async def test_it_serves_without_a_broker_and_stops_when_cancelled() -> None:
         assert serving.cancelled()
 
 
+async def test_sigterm_ends_the_pages_that_are_open() -> None:
+    config = EmulatorConfig(gpu="h100", speed=1)
+    async with RedisServer(port=0) as redis, engine_process(config) as engine, _process(redis.url, engine.url) as gate:
+        url, process = gate
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
+            async with client.stream("GET", "/v1/live") as page:
+                lines = page.aiter_lines()
+                while not (await anext(lines)).startswith("data: "):
+                    pass
+                process.send_signal(signal.SIGTERM)
+                assert "event: bye" in [line async for line in lines]
+            assert await asyncio.wait_for(process.wait(), 15) == 0
+
+
 async def test_sigterm_lets_the_call_in_flight_end_and_takes_no_more() -> None:
     config = EmulatorConfig(gpu="h100", speed=1)
     async with RedisServer(port=0) as redis, engine_process(config) as engine, _process(redis.url, engine.url) as gate:

@@ -186,3 +186,40 @@ async def test_events_wait_for_a_server_that_is_down(server: RedisServer, cluste
     finally:
         await store.close()
         await own.stop()
+
+
+async def test_the_feed_tells_the_bare_facts_of_all_runs_and_goes_on_where_it_was(store: RedisStore) -> None:
+    empty = await store.facts()
+    assert (empty.events, empty.is_gap) == ([], False)
+    secret = {"type": "dispatch", "decode_instance": "h100-0", "reason": {"rule": "why"}, "prompt": "secret"}
+    await store.append([event(0, run_id="r1", **secret), event(1, run_id="r2", **secret)])
+    told = await store.facts(empty.position)
+    assert [(one.run_id, one.at_s, one.request_id) for one in told.events] == [("r1", 100.0, "q0"), ("r2", 101.0, "q1")]
+    assert all(dict(one.data) == {"type": "dispatch", "decode_instance": "h100-0"} for one in told.events)
+    assert not told.is_gap
+    assert (await store.facts(told.position)).events == []
+    await store.append([event(2, type="hold")])
+    more = await store.facts(told.position)
+    assert ([one.at_s for one in more.events], more.is_gap) == ([102.0], False)
+
+
+async def test_a_watcher_that_fell_behind_the_feed_is_told_so(store: RedisStore, server: RedisServer) -> None:
+    await store.append([event(0)])
+    seen = await store.facts()
+    await store._connection.command("DEL", store._keys.feed)
+    await store.append([event(1)])
+    assert (await store.facts(seen.position)).is_gap
+
+
+async def test_ends_of_runs_are_counted_once_by_outcome_and_time(store: RedisStore) -> None:
+    def ended(run_id: str, at_s: float, attained: bool | None) -> RunEvent:
+        data = {"status": "succeeded", "attained": attained}
+        return RunEvent(run_id=run_id, kind=Kind.RUN_FINISHED, at_s=at_s, data=data)
+
+    batch = [ended("a", 100.0, True), ended("b", 119.9, False), ended("c", 130.0, None), ended("d", 180.0, True)]
+    await store.append(batch)
+    await store.append(batch)  # as when the first answer was lost
+    first, second, third = await store.ended([(60.0, 120.0), (120.0, 180.0), (180.0, 240.0)])
+    assert (first.in_time, first.missed, first.no_slo) == (1, 1, 0)
+    assert (second.in_time, second.missed, second.no_slo) == (0, 0, 1)
+    assert (third.in_time, third.missed, third.no_slo) == (1, 0, 0)

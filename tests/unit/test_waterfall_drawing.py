@@ -9,7 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from agentserve.journal import Kind
-from agentserve.waterfall import explain_json, render_run
+from agentserve.run_story import explain_json
+from agentserve.waterfall import render_run
 from tests.unit.made_up_run import RUN, START_S, event, run_still_going, submitted, whole_run
 from workflows.run import Run, RunStatus, Step, StepKind, StepStatus
 
