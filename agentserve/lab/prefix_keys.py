@@ -37,12 +37,12 @@ def prompt_keys(plan: RunPlan, step: StepPlan, block_tokens: int) -> tuple[int, 
         return _aligned(space, blocks, count)
     ends = _ends(block_tokens / part_tokens, 1 << count.bit_length())[:count]
     keys = np.empty(count, dtype=np.int64)
-    at, done, key = 0, 0, _seed(space)
+    at, done, key, following = 0, 0, _seed(space), None
     for first, length in blocks:
-        base = hash((key, first)) & _MASK
+        base = key if first == following else hash((key, first)) & _MASK
         upto = int(np.searchsorted(ends, at + length, side="right"))
         keys[done:upto] = base + (ends[done:upto] - at)
-        key, at, done = base + length, at + length, upto
+        key, at, done, following = base + length, at + length, upto, first + length
         if done == count:
             break
     return tuple(keys[:done].tolist())
@@ -69,10 +69,10 @@ def _ends(parts: float, count: int) -> NDArray[np.int64]:
 
 def _aligned(space: str, blocks: Sequence[tuple[int, int]], count: int) -> tuple[int, ...]:
     keys: list[int] = []
-    key = _seed(space)
+    key, following = _seed(space), None
     for first, length in blocks:
-        base = hash((key, first)) & _MASK
-        key = base + length
+        base = key if first == following else hash((key, first)) & _MASK
+        key, following = base + length, first + length
         keys.extend(range(base + 1, key + 1))
         if len(keys) >= count:
             break

@@ -324,6 +324,19 @@ def test_whatever_fails_every_request_ends_once_and_nothing_is_left_behind(
             assert seat.virtual.engine.pool.used == 0
 
 
+def test_what_a_lost_instance_had_put_out_is_not_put_out_again() -> None:
+    load, slos = drawn_workload([(0.0, 1, None, [(100, 400, "", 0.0)])])
+    whole = simulate(load, slos, FLEET, model=MODEL, policy="round_robin")
+    (call,), (server,) = whole.replay.calls, (use for use in whole.instances if use.output_tokens)
+    assert call.first_token_s is not None
+    at_s = 0.5 * (call.first_token_s + call.finished_s)
+    lost = SimulationOptions(faults=(Fault(at_s=at_s, instance_id=server.instance_id, kind=FaultKind.LOST),))
+    result = simulate(load, slos, FLEET, model=MODEL, policy="round_robin", options=lost)
+    put_out = [use.output_tokens for use in result.instances if use.output_tokens]
+    assert len(put_out) == 2
+    assert sum(put_out) == 400
+
+
 def _check_lengths(load: Workload, result: SimulationResult) -> None:
     """Calls that ended well put out all their tokens, and runs that succeeded made all their calls."""
     lengths = {f"{plan.run_id}.{step.step_id}": step.output_tokens for plan in load.plans for step in plan.steps}

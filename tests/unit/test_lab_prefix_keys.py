@@ -92,3 +92,9 @@ def test_the_block_in_which_two_prompts_part_is_shared_no_more(trace_tokens: flo
     common = int(7 * trace_tokens) // engine_tokens
     assert left[:common] == right[:common]
     assert not set(left[common:]) & set(right[common:])
+
+
+@pytest.mark.parametrize(("trace_tokens", "engine_tokens"), [(64.0, 64), (512.0, 64), (100.0, 64)])
+def test_how_a_range_is_cut_changes_no_key(trace_tokens: float, engine_tokens: int) -> None:
+    whole = keys(step(((5, 13), (40, 2)), trace_tokens), engine_tokens)
+    assert keys(step(((5, 10), (15, 3), (40, 1), (41, 1)), trace_tokens), engine_tokens) == whole
