@@ -74,8 +74,10 @@ class VirtualEngine:
         return {name: tokens - (name in underway) for name, tokens in out if tokens - (name in underway) > 0}
 
     def stop(self) -> None:
-        """The engine dies: nothing it scheduled happens any more."""
+        """The engine dies: nothing it scheduled happens any more, what it put out is counted."""
         self._turn += 1
+        if self._stretch is not None and (done := self._stretch.ended_by(self.kernel.now_s)):
+            stretch.run(self.engine, self._stretch, done)
         self._stretch = self._result = None
         self._deferred.clear()
 
