@@ -146,7 +146,8 @@ class _Simulation:
     def uses(self) -> list[InstanceUse]:
         """What each instance did, in order of their ids; one that died and came back counts once."""
         found: dict[str, InstanceUse] = {}
-        for seat in (*self._gone, *self.calls.seats.values()):
+        gone = [seat for seat in self._gone if self.calls.seats[seat.given.spec.instance_id] is not seat]
+        for seat in (*gone, *self.calls.seats.values()):
             counters, spec = seat.virtual.engine.counters, seat.given.spec
             before = found.get(spec.instance_id)
             own = InstanceUse(
