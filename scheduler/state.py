@@ -4,7 +4,8 @@ Policies and the other files read a `ClusterState`; every change is one of its m
 `CallState`; what its seat charged to instances is taken back when the seat is left (`check_integrity` recounts).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from random import Random
 
 from scheduler.alone import Alone
@@ -33,6 +34,8 @@ class ClusterState:
         self.config = config
         self.profiles = profiles
         self.random = Random(seed)  # noqa: S311  # reproducible draws for policies, no secret
+        self._random_aside = Random(seed)  # noqa: S311
+        self.may_split = True
         self.lengths = LengthModel(config.length)
         self.rests = RestModel(config.length)
         self.pools: dict[str, Pool] = {}
@@ -77,6 +80,25 @@ class ClusterState:
             raise InvalidEvent(f"unknown instance {instance_id!r}")
         return None
 
+    # Modes
+
+    def allow_splits(self, may_split: bool) -> None:
+        """Whether calls that one instance could serve may be split over two from now on."""
+        self.may_split = may_split
+        for pool in self.pools.values():
+            pool.may_split = may_split
+
+    @contextmanager
+    def aside(self, pool: Pool) -> Iterator[None]:
+        """Ask a policy that only looks on: its draws are not those of the one that places, and it splits nothing."""
+        self.random, self._random_aside = self._random_aside, self.random
+        pool.may_split = False
+        try:
+            yield
+        finally:
+            self.random, self._random_aside = self._random_aside, self.random
+            pool.may_split = self.may_split
+
     # Instances
 
     def tick(self, now_s: float) -> None:
@@ -109,6 +131,7 @@ class ClusterState:
         self._gone.pop(spec.instance_id, None)
         self.model_of[spec.instance_id] = spec.model
         joined = self.pools.setdefault(spec.model, Pool(spec.model, self.config.estimate))
+        joined.may_split = self.may_split
         joined.join(spec, profile)
         self.alone.changed(joined)
         for call in calls:
