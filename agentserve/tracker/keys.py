@@ -21,6 +21,8 @@ class Keys:
         """Sorted set: every listed run by submission time."""
         self.by_status = {status: f"{self._prefix}:runs:{status.value}" for status in RunStatus}
         """Sorted sets: the same, one for each status."""
+        self.modes = f"{self._prefix}:modes"
+        """List: switches of the mode, the newest first."""
 
     def run(self, run_id: str) -> str:
         """Hash: a run's own fields, and one field for each step."""
@@ -37,6 +39,10 @@ class Keys:
     def workflow(self, name: str) -> str:
         """String: a registered workflow."""
         return f"{self._prefix}:workflow:{_checked('workflow name', name)}"
+
+    def mode(self, token: str) -> str:
+        """Hash: counters of what happened since one switch of the mode."""
+        return f"{self._prefix}:mode:{_checked('switch of the mode', token)}"
 
     def once(self, token: str) -> str:
         """String: remembers for a minute that the call with this token was done."""

@@ -1,15 +1,18 @@
-"""What the gateway needs of a store: four small Protocols, which the Redis store fulfils.
+"""What the gateway needs of a store: five small Protocols, which the Redis store fulfils.
 
 Every call raises Unavailable when the store cannot be reached. All are idempotent: a retry changes nothing more.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from agentserve.journal import RunEvent
 from workflows.graph import Workflow
 from workflows.run import Run, RunStatus, Transition
+
+MAX_SWITCHES: Final = 100
+"""Switches of the mode that are kept, the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,15 @@ class RunSummary:
     finished_s: float | None
     slo_s: float | None
     steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeSwitch:
+    """From `at_s` (Unix seconds) on the cluster is in `mode`; `token` names the switch and its counters."""
+
+    mode: str
+    at_s: float
+    token: str
 
 
 class RunStore(Protocol):
@@ -81,8 +93,33 @@ class WorkflowStore(Protocol):
         ...
 
 
+class ModeStore(Protocol):
+    """Switches of the cluster's mode, and counters for each."""
+
+    async def switch(self, switch: ModeSwitch) -> None:
+        """Make a switch the newest."""
+        ...
+
+    async def switches(self, limit: int = MAX_SWITCHES) -> Sequence[ModeSwitch]:
+        """The newest first."""
+        ...
+
+    async def count(self, token: str, increments: Mapping[str, int], once: str) -> None:
+        """Add to the counters of a switch; the same `once` adds once."""
+        ...
+
+    async def counts(self, tokens: Sequence[str]) -> Sequence[Mapping[str, int]]:
+        """All counters of each of these switches."""
+        ...
+
+
 class Store(RunStore, EventStore, ForecastStore, WorkflowStore, Protocol):
     """All of it, and its end."""
+
+    @property
+    def modes(self) -> ModeStore:
+        """The cluster's mode."""
+        ...
 
     async def ping(self) -> None:
         """Return if the store answers, raise Unavailable otherwise."""
