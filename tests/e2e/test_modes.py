@@ -1,4 +1,4 @@
-"""A live cluster under load goes through all four modes: every run ends, a second gateway follows, a restart keeps it."""
+"""A live cluster goes through all four modes under load: every run ends, other gateways follow, a restart keeps it."""
 
 import asyncio
 import itertools
