@@ -13,7 +13,9 @@ class Kind(StrEnum):
     """Kinds of event, with the keys that `RunEvent.data` holds for each."""
 
     RUN_SUBMITTED = "run.submitted"
-    """workflow, slo_s, deadline_s, traceparent (of the client, or None)"""
+    """workflow, slo_s, deadline_s, traceparent (of the client, or None), mode"""
+    MODE_CHANGED = "mode.changed"
+    """mode, before: told to every run that lives then"""
     STEP_STARTED = "step.started"
     """node, kind (llm or tool), parents"""
     STEP_DEADLINES = "step.deadlines"
@@ -37,7 +39,8 @@ class Kind(StrEnum):
     STEP_FINISHED = "step.finished"
     """node, outcome (ok, failed, cancelled), error"""
     RUN_FINISHED = "run.finished"
-    """status (succeeded, failed, cancelled), e2e_s, attained, error, blame (None, or reason, step_id, node, lost_s)"""
+    """status (succeeded, failed, cancelled), e2e_s, attained, error, blame (None, or reason, step_id, node, lost_s),
+    mode (None if it changed meanwhile), foreseen (of runs in mode observe, else None: `telemetry/foreseen.py`)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

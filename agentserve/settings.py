@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentserve.errors import BadInput
+from scheduler.events import Mode
 
 
 class Settings(BaseSettings):
@@ -24,6 +25,10 @@ class Settings(BaseSettings):
     cluster: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """Names the topics and keys, so that clusters can share a broker and a Redis."""
     policy: str = "agentserve"
+    mode: Mode = Mode.SPLIT
+    """What the scheduler may do until somebody switches the mode of the cluster: observe, route, migrate, split."""
+    observed_policy: str = "least_requests"
+    """Places the calls in mode observe: the policy that is most like the balancer that was there before."""
     otlp_endpoint: str | None = None
     """OTLP endpoint, `http(s)://` or `grpc(s)://`; unset: no spans are exported."""
     trace_share: float = Field(1.0, ge=0, le=1)

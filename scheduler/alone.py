@@ -6,6 +6,7 @@ The constants are the GPU profiles', as announced: what a run needs does not dep
 """
 
 from scheduler.estimate import Pool
+from scheduler.events import RequestArrived
 
 _Constants = tuple[float, float, float, float, float, float]
 _UNKNOWN: _Constants = (0.0,) * 6
@@ -38,6 +39,16 @@ class Alone:
         """One decode step after so many tokens, at least 1 µs."""
         _, _, _, d0, d1, d2 = self._fastest.get(model, _UNKNOWN)
         return max(d0 + d1 + d2 * context_tokens, 1e-6)
+
+    def needs(self, arrived: RequestArrived, cached_tokens: float) -> tuple[float, float]:
+        """Seconds of a call's prefill with so many tokens of its prompt cached, and of one token."""
+        cached = min(cached_tokens, arrived.prompt_tokens - 1.0)
+        prefill_s = self.prefill_s(arrived.model, arrived.prompt_tokens - cached, cached)
+        return prefill_s, self.step_s(arrived.model, arrived.prompt_tokens)
+
+    def of(self, arrived: RequestArrived, output_tokens: float) -> float:
+        """Seconds of a call with so many output tokens."""
+        return self.seconds(arrived.model, arrived.prompt_tokens, output_tokens)
 
     def seconds(self, model: str, prompt_tokens: float, output_tokens: float) -> float:
         """Time of a call alone; 0 for a model that no instance has served yet."""

@@ -18,6 +18,8 @@ from scheduler.events import (
     InstanceLost,
     InstanceReported,
     MigrationRefused,
+    Mode,
+    ModeChanged,
     PrefillFinished,
     Progress,
     RequestArrived,
@@ -29,6 +31,7 @@ from scheduler.events import (
 )
 from scheduler.frozen import builder
 from scheduler.integrity import check_integrity
+from scheduler.modes import foresee, moves_calls, plain_policy
 from scheduler.placement import Move, Placement
 from scheduler.policies import configured
 from scheduler.policy import Balancer, Evacuator, Policy, Ranker, Rectifier, Wait
@@ -48,13 +51,10 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, policy: Policy, profiles: Profiles = load_profile, seed: int = 0):
         self.config = config
-        self.policy = policy
-        self._ranker = policy if isinstance(policy, Ranker) else None
-        self._rectifier = policy if isinstance(policy, Rectifier) else None
-        self._evacuator = policy if isinstance(policy, Evacuator) else None
-        self._balancer = policy if isinstance(policy, Balancer) else None
+        self.own_policy = policy
         self._state = ClusterState(config, profiles, seed)
         self._state.weighs_stakes = getattr(policy, "weighs_stakes", False)
+        self._adopt(Mode.SPLIT, policy)
         self._handlers: dict[type, Callable[[Any, float], list[Decision]]] = {
             InstanceJoined: self._joined,
             InstanceReported: self._reported,
@@ -71,6 +71,7 @@ class Scheduler:
             RunEnded: self._run_ended,
             MigrationRefused: self._migration_refused,
             Woke: self._woke,
+            ModeChanged: self._mode_changed,
         }
 
     def handle(self, event: Event, now_s: float) -> list[Decision]:
@@ -88,7 +89,7 @@ class Scheduler:
 
     def snapshot(self) -> dict[str, Any]:
         """The estimated state of every instance and the count of calls, as plain JSON values."""
-        return {"policy": self.policy.name, **snapshot(self._state)}
+        return {"policy": self.policy.name, "mode": self.mode.value, **snapshot(self._state)}
 
     def check_integrity(self) -> None:
         """Recount every sum from the live calls; raises AssertionError naming what does not agree."""
@@ -208,7 +209,7 @@ class Scheduler:
         return []
 
     def _woke(self, event: Woke, now_s: float) -> list[Decision]:
-        self._state.woke()
+        self._state.wake(None)
         decisions = self._expire_held(event.event_id, now_s)
         for call in risk.overdue(self._state.calls.values(), now_s, self.config.migration.checks_per_wake):
             decisions += self._check(event.event_id, call, now_s)
@@ -217,10 +218,25 @@ class Scheduler:
             for call, move in self._balancer.rebalance(self._state, now_s):
                 assert call.seat is not None  # noqa: S101  # only running calls move
                 decisions.append(self._migrate(event.event_id, call, call.seat.decode, move))
-        if self._state.waiting:
-            self._state.waiting.sort(lambda call: self._rank(call, now_s))
-            decisions += self._ask_waiting(event.event_id, now_s, self.config.waiting_tries_per_wake)
-        return decisions
+        return [*decisions, *self._ask_many_waiting(event.event_id, now_s)]
+
+    def _mode_changed(self, event: ModeChanged, now_s: float) -> list[Decision]:
+        observed = plain_policy(event.observed)
+        self._adopt(event.mode, observed if event.mode is Mode.OBSERVE else self.own_policy)
+        return self._ask_many_waiting(event.event_id, now_s)
+
+    def _adopt(self, mode: Mode, policy: Policy) -> None:
+        """Let `policy` place the calls from now on, and do what else the mode allows."""
+        self.mode = mode
+        self.policy = policy
+        moves = moves_calls(mode)
+        self._ranker = policy if isinstance(policy, Ranker) else None
+        self._rectifier = policy if moves and isinstance(policy, Rectifier) else None
+        self._evacuator = policy if moves and isinstance(policy, Evacuator) else None
+        self._balancer = policy if moves and isinstance(policy, Balancer) else None
+        self._shadow = self.own_policy if mode is Mode.OBSERVE else None
+        # The observed policy splits where it would by itself.
+        self._state.allow_splits(mode in (Mode.OBSERVE, Mode.SPLIT))
 
     # Placing
 
@@ -247,9 +263,12 @@ class Scheduler:
             return self._hold(cause_id, call, "no open instance can serve it")
         if isinstance(placement, Wait):
             return self._wait(cause_id, call, placement.rule, now_s)
-        return [self._dispatch(cause_id, call, placement)]
+        return [self._dispatch(cause_id, call, placement, now_s)]
 
-    def _dispatch(self, cause_id: str, call: Call, placement: Placement) -> Dispatch:
+    def _dispatch(self, cause_id: str, call: Call, placement: Placement, now_s: float) -> Dispatch:
+        shadow = None
+        if self._shadow is not None and call.attempt == 0:
+            shadow = foresee(self._shadow, call, self._state, placement, now_s)
         self._state.dispatch(call, placement)
         return _new_dispatch(
             cause_id=cause_id,
@@ -259,6 +278,7 @@ class Scheduler:
             decode_instance=placement.decode,
             priority=placement.priority,
             reason=placement.reason,
+            shadow=shadow,
         )
 
     def _hold(self, cause_id: str, call: Call, why: str) -> list[Decision]:
@@ -290,6 +310,13 @@ class Scheduler:
             if len(room) == before:
                 break
         return decisions
+
+    def _ask_many_waiting(self, cause_id: str, now_s: float) -> list[Decision]:
+        """Rank the waiting calls anew and ask about many of them."""
+        if not self._state.waiting:
+            return []
+        self._state.waiting.sort(lambda call: self._rank(call, now_s))
+        return self._ask_waiting(cause_id, now_s, self.config.waiting_tries_per_wake)
 
     def _retry_held(self, cause_id: str, now_s: float) -> list[Decision]:
         """Try every held call again, the least slack first."""

@@ -69,6 +69,24 @@ class MoveBy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shadow:
+    """What a policy that only looks on would have done with a call, foreseen from the same state by the same model.
+
+    Times are predictions, before the first token and for each output token: there, and where the call really went.
+    """
+
+    policy: str
+    rule: str
+    prefill_instance: str | None
+    """None: it would have kept the call at the gateway."""
+    decode_instance: str | None
+    ready_s: float | None
+    token_s: float | None
+    taken_ready_s: float
+    taken_token_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
     """Send the call to its instances. `attempt` counts from 1; a smaller `priority` runs earlier (vLLM's sign)."""
 
@@ -79,6 +97,8 @@ class Dispatch:
     decode_instance: str
     priority: int
     reason: Explanation
+    shadow: Shadow | None = None
+    """Of a first attempt in mode `observe`; None otherwise."""
 
     @property
     def is_split(self) -> bool:

@@ -127,6 +127,8 @@ class Pool:
     def __init__(self, model: str, config: EstimateConfig) -> None:
         self.model = model
         self.config = config
+        self.may_split = True
+        """Whether calls that one instance could serve may be split over two."""
         self.prefixes = PrefixIndex()
         self.specs: dict[str, InstanceSpec] = {}
         self.ids: tuple[str, ...] = ()

@@ -16,6 +16,19 @@ class Role(StrEnum):
     DECODE = "decode"
 
 
+class Mode(StrEnum):
+    """How much the scheduler may do; each allows what those before it do. Without a word it is `SPLIT`: everything."""
+
+    OBSERVE = "observe"
+    """Another policy places the calls; what the scheduler's own would have done is told beside."""
+    ROUTE = "route"
+    """Its own policy places them; running calls stay where they are."""
+    MIGRATE = "migrate"
+    """And running calls may move."""
+    SPLIT = "split"
+    """And prefill and decode of a call may go to two instances although one could serve both."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSpec:
     """One model replica as its worker announced it.
@@ -206,6 +219,18 @@ class Woke:
     event_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeChanged:
+    """From now on the scheduler may do what `mode` allows; calls in flight stay where they are.
+
+    `observed` names the policy that places calls in `OBSERVE`: one that moves none (`scheduler.modes.plain_policy`).
+    """
+
+    event_id: str
+    mode: Mode
+    observed: str
+
+
 Event = (
     InstanceJoined
     | InstanceReported
@@ -222,4 +247,5 @@ Event = (
     | RunEnded
     | MigrationRefused
     | Woke
+    | ModeChanged
 )

@@ -23,7 +23,7 @@ from scheduler.latency import Demand, Terms, predict
 from scheduler.placement import Move, Placement, demand_of, fits
 from scheduler.risk import Outlook, outlook
 from scheduler.selection import argmin, best_rows
-from scheduler.stakes import likely_lengths, outcome
+from scheduler.stakes import likely_lengths, outcome, rest_after
 from scheduler.state import ClusterState
 
 _KV_ROOM = 0.95
@@ -70,7 +70,8 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     stay_s = seen.finish_s - now_s
     gain_s = stay_s - going.go_s
     left_s = deadline_s - now_s
-    rest = state.rest_after(call, call.seat.cached_tokens if call.seat else 0.0, demand.output_tokens)
+    cached = 0.0 if call.seat is None else call.seat.cached_tokens
+    rest = rest_after(call, state.runs, state.rests, state.alone, cached, demand.output_tokens)
     lengths = likely_lengths(demand)
     stay_chance = float(outcome(rest, left_s, np.zeros(1), np.array([seen.step_s]), lengths)[0])
     chance = outcome(rest, left_s, going.cost_s, terms.step_s, lengths)

@@ -9,7 +9,8 @@ Price of a placement, in seconds of somebody's delay:
 
 A split pair needs two KV links and one KV group, and no recent failure to pass KV. Pairs are formed of the few best
 prefill and the few best decode instances of each group, and only if the best of both, with free transfer, would beat
-the best colocated placement. A call that nothing else can serve gets a pair that failed rather than none.
+the best colocated placement. A call that nothing else can serve gets a pair that failed rather than none, and one
+even where the mode allows no splits.
 """
 
 from dataclasses import dataclass, field
@@ -243,7 +244,7 @@ def add_pairs(options: Options, call: Call, demand: Demand, prices: AgentServeCo
     if not pool.kv_groups:
         return
     is_served = bool(options.allowed.any())
-    if call.emitted and is_served:
+    if is_served and (call.emitted or not pool.may_split):
         return
     able = fits(pool, demand) & (pool.link > 0.0)
     if call.emitted:

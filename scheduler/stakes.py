@@ -13,9 +13,12 @@ it. δ is wide because a run's slack must last for all the delays that are still
 
 import numpy as np
 
+from scheduler.alone import Alone
+from scheduler.call import Call
 from scheduler.estimate import Floats
 from scheduler.latency import Demand
-from scheduler.rest import Rest
+from scheduler.rest import Rest, RestByForecast, RestModel
+from scheduler.runs import Progress, Runs
 
 SPREAD = np.array([0.35, 0.75, 1.15, 1.9])
 """Equally likely multiples of the median of what a running call still puts out."""
@@ -23,6 +26,23 @@ _MIDDLES = (np.arange(32) + 0.5) / 32
 _DELTA_SHARE = 0.3
 _LEAST_DELTA_S = 0.2
 _MOST_DELTA_S = 20.0
+
+
+def rest_after(
+    call: Call, runs: Runs, rests: RestModel, alone: Alone, cached_tokens: float, expected_tokens: float
+) -> Rest:
+    """What the call's run has to do after it; so many tokens of its prompt are cached, so many are still to come.
+
+    Nothing, for a call that has deadlines of its own only.
+    """
+    arrived, facts = call.arrived, runs.of(call)
+    if arrived.run_deadline_s is None:
+        return RestByForecast(0.0)
+    prefill_s, step_s = alone.needs(arrived, cached_tokens)
+    done_s = runs.needed_before_s(call) + prefill_s + call.emitted * step_s
+    progress = Progress(done_s, step_s, expected_tokens)
+    visit = facts.visits.get(arrived.node, 1)
+    return rests.rest(arrived.workflow, arrived.node, visit, facts.slo_s, progress, arrived.downstream_s)
 
 
 def outcome(rest: Rest, left_s: float, ready_s: Floats, step_s: Floats, lengths: Floats) -> Floats:

@@ -17,10 +17,10 @@ from scheduler.length import LengthModel
 from scheduler.placement import Move, Placement
 from scheduler.profiles.profile import GpuProfile
 from scheduler.recent import Recent
-from scheduler.rest import Rest, RestByForecast, RestModel
-from scheduler.runs import Progress, Runs
+from scheduler.rest import RestModel
+from scheduler.runs import Runs
 from scheduler.speeds import close_window, met_an_idle_queue, observe_first_token, observe_prefill
-from scheduler.stakes import stake
+from scheduler.stakes import rest_after, stake
 from scheduler.waiting import WaitingRoom
 
 Profiles = Callable[[str, str], GpuProfile]
@@ -33,6 +33,8 @@ class ClusterState:
         self.config = config
         self.profiles = profiles
         self.random = Random(seed)  # noqa: S311  # reproducible draws for policies, no secret
+        self.random_aside = Random(seed)  # noqa: S311  # for one that only looks on
+        self.may_split = True
         self.lengths = LengthModel(config.length)
         self.rests = RestModel(config.length)
         self.pools: dict[str, Pool] = {}
@@ -77,6 +79,12 @@ class ClusterState:
             raise InvalidEvent(f"unknown instance {instance_id!r}")
         return None
 
+    def allow_splits(self, may_split: bool) -> None:
+        """Whether calls that one instance could serve may be split over two from now on."""
+        self.may_split = may_split
+        for pool in self.pools.values():
+            pool.may_split = may_split
+
     # Instances
 
     def tick(self, now_s: float) -> None:
@@ -87,13 +95,9 @@ class ClusterState:
         if self.epoch_s is None:
             self.epoch_s = self.now_s
 
-    def wake(self, at_s: float) -> None:
-        """Note the wake-up that was asked for."""
+    def wake(self, at_s: float | None) -> None:
+        """Note the wake-up that was asked for; None: it came, none is pending."""
         self.wake_at_s = at_s
-
-    def woke(self) -> None:
-        """The wake-up came: none is pending."""
-        self.wake_at_s = None
 
     def join(self, spec: InstanceSpec) -> bool:
         """Add an instance, or take in its new facts; False if nothing changed. Raises UnknownProfile."""
@@ -109,6 +113,7 @@ class ClusterState:
         self._gone.pop(spec.instance_id, None)
         self.model_of[spec.instance_id] = spec.model
         joined = self.pools.setdefault(spec.model, Pool(spec.model, self.config.estimate))
+        joined.may_split = self.may_split
         joined.join(spec, profile)
         self.alone.changed(joined)
         for call in calls:
@@ -161,7 +166,7 @@ class ClusterState:
         )
         self._ended.pop(event.request_id, None)
         self.calls[event.request_id] = call
-        self.runs.begin(call, self.now_s, self.alone_s(call, self._remaining(call)))
+        self.runs.begin(call, self.now_s, self.alone.of(event, self._remaining(call)))
         return call
 
     def hold(self, call: Call) -> None:
@@ -336,8 +341,8 @@ class ClusterState:
         self.held.pop(call.request_id, None)
         self.waiting.leave(call)
         seat = call.seat
-        needs = self.needs(call, 0.0 if seat is None else seat.cached_tokens)
-        self.runs.ended(call, self.now_s, self.alone_s(call, call.emitted), *needs)
+        needs = self.alone.needs(call.arrived, 0.0 if seat is None else seat.cached_tokens)
+        self.runs.ended(call, self.now_s, self.alone.of(call.arrived, call.emitted), *needs)
         if call.seat is not None:
             self.recent.put_out(call.seat.decode, call.emitted, self.now_s)
         _remember(self._ended, call.request_id, self.config.max_ended)
@@ -389,7 +394,7 @@ class ClusterState:
         if not self.weighs_stakes or deadline_s is None:
             return
         row = pool.row[seat.decode]
-        rest = self.rest_after(call, seat.cached_tokens, seat.remaining)
+        rest = rest_after(call, self.runs, self.rests, self.alone, seat.cached_tokens, seat.remaining)
         per_s = stake(rest, deadline_s - self.now_s, pool.step_s(row), seat.remaining)
         pool.restake(row, per_s - seat.stake, per_s * seat.remaining - seat.stake_tokens)
         seat.stake, seat.stake_tokens = per_s, per_s * seat.remaining
@@ -430,33 +435,6 @@ class ClusterState:
     def _end_move(self, call: Call) -> None:
         self.moving -= 1
         call.left_seat = None
-
-    # Learning
-
-    def rest_after(self, call: Call, cached_tokens: float, tokens: float) -> Rest:
-        """What the call's run has to do after it; `tokens` are still expected of the call itself.
-
-        Nothing, for a call that has deadlines of its own only.
-        """
-        arrived, facts = call.arrived, self.runs.of(call)
-        if arrived.run_deadline_s is None:
-            return RestByForecast(0.0)
-        prefill_s, step_s = self.needs(call, cached_tokens)
-        done_s = self.runs.needed_before_s(call) + prefill_s + call.emitted * step_s
-        visit = facts.visits.get(arrived.node, 1)
-        progress = Progress(done_s, step_s, tokens)
-        return self.rests.rest(arrived.workflow, arrived.node, visit, facts.slo_s, progress, arrived.downstream_s)
-
-    def needs(self, call: Call, cached_tokens: float) -> tuple[float, float]:
-        """Seconds alone on the cluster: a call's prefill with so many tokens of its prompt cached, and one token."""
-        arrived, alone = call.arrived, self.alone
-        cached = min(cached_tokens, arrived.prompt_tokens - 1.0)
-        prefill_s = alone.prefill_s(arrived.model, arrived.prompt_tokens - cached, cached)
-        return prefill_s, alone.step_s(arrived.model, arrived.prompt_tokens)
-
-    def alone_s(self, call: Call, output_tokens: float) -> float:
-        """What a call with so many output tokens takes alone on its cluster."""
-        return self.alone.seconds(call.arrived.model, call.arrived.prompt_tokens, output_tokens)
 
     def _remaining(self, call: Call) -> float:
         limit = call.arrived.max_tokens

@@ -1,4 +1,4 @@
-"""How the command line asks a running gateway: one GET, with errors in words."""
+"""How the command line asks a running gateway: one request, with errors in words."""
 
 import os
 from typing import Any
@@ -15,8 +15,17 @@ def gateway_url(given: str | None) -> str:
 
 def get_json(base_url: str, path: str) -> Any:
     """GET a JSON answer. NotFound and Unavailable carry the gateway's own message."""
+    return _asked("GET", base_url, path)
+
+
+def put_json(base_url: str, path: str, body: Any) -> Any:
+    """PUT a JSON body; answer and errors as of `get_json`."""
+    return _asked("PUT", base_url, path, json=body)
+
+
+def _asked(method: str, base_url: str, path: str, **given: Any) -> Any:
     try:
-        response = httpx.get(base_url + path, timeout=10.0)
+        response = httpx.request(method, base_url + path, timeout=10.0, **given)
     except httpx.HTTPError as error:
         raise Unavailable(
             f"no gateway answers at {base_url} ({type(error).__name__}): start one with `agentserve up`, or name yours "

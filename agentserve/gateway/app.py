@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, ExceptionHandler
 from agentserve.errors import AgentServeError
 from agentserve.gateway.completions import Completions
 from agentserve.gateway.errors import error_object, json_response, on_defect, on_http_error, on_known_error
+from agentserve.gateway.modes import Modes
 from agentserve.gateway.page.routes import PageRoutes
 from agentserve.gateway.rest import RestRoutes
 from agentserve.gateway.runs import RunService
@@ -25,8 +26,10 @@ from agentserve.orchestrator import Orchestrator
 from agentserve.orchestrator.request import CHAT, COMPLETIONS
 from agentserve.settings import Settings
 from agentserve.telemetry.metrics_page import CONTENT_TYPE
+from agentserve.telemetry.mode_figures import ModeCounts
 from agentserve.tracker.store import Store
 from scheduler.errors import SchedulerError
+from scheduler.events import Mode
 from workflows.errors import WorkflowError
 
 logger = logging.getLogger(__name__)
@@ -44,16 +47,21 @@ def create_app(
     render_metrics: Callable[[], Awaitable[bytes]] | None = None,
     restore: Callable[[Sequence[RunEvent]], None] | None = None,
     blame: Callable[[RunEvent], Mapping[str, Any] | None] | None = None,
+    foresee: Callable[[RunEvent], Mapping[str, Any]] | None = None,
+    mode_counts: ModeCounts | None = None,
+    on_mode: Callable[[Mode], None] = lambda mode: None,
     clock: Callable[[], float] = time.time,
     background: Sequence[Work] = (),
 ) -> Starlette:
     """The application; its lifespan enters `orchestrator` and runs what runs in the background, `background` too.
 
-    `restore`: told the journal of runs that another gateway process began. `blame`: as for RunService. `store` and the
-    sinks stay the caller's to close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator,
-    `app.state.page` what feeds the page.
+    `restore`: told the journal of runs that another gateway process began. `blame`, `foresee`: as for RunService.
+    `mode_counts`: the sink that counts for `/v1/mode`. `on_mode`: as for Modes. `store` and the sinks stay the caller's
+    to close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator, `app.state.page` what feeds
+    the page.
     """
-    runs = RunService(store, orchestrator, clock=clock, restore=restore, blame=blame)
+    runs = RunService(store, orchestrator, clock=clock, restore=restore, blame=blame, foresee=foresee)
+    modes = Modes(settings, store.modes, orchestrator, runs, mode_counts or ModeCounts(), clock, on_mode)
     completions = Completions(orchestrator, runs, settings)
     rest = RestRoutes(orchestrator, runs, settings, clock, settings.policy)
     page = PageRoutes(orchestrator, runs, settings, clock)
@@ -62,9 +70,9 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with orchestrator, asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_for_ever(work)) for work in (*runs.background(), *page.background(), *background)
-            ]
+            await modes.begin()
+            works = (*runs.background(), *page.background(), modes.run, *background)
+            tasks = [group.create_task(_for_ever(work)) for work in works]
             try:
                 yield
             finally:
@@ -80,6 +88,7 @@ def create_app(
             Route(COMPLETIONS, complete, methods=["POST"]),
             *rest.routes(),
             *page.routes(),
+            *modes.routes(),
             *probes.routes(),
         ],
         exception_handlers=_exception_handlers(),

@@ -79,7 +79,8 @@ class RestRoutes:
     async def cluster(self, _: Request) -> Response:
         """Instances as reported and as estimated, the policy, and how much is in flight."""
         state = self._orchestrator.snapshot()
-        return json_response({"policy": self._policy, "cluster": self._settings.cluster, **state})
+        mode = str(self._orchestrator.mode)
+        return json_response({"policy": self._policy, "mode": mode, "cluster": self._settings.cluster, **state})
 
     async def put_workflow(self, request: Request) -> Response:
         """Register or replace a workflow."""

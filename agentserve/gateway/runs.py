@@ -21,6 +21,7 @@ from agentserve.journal import Kind, RunEvent
 from agentserve.orchestrator.driver import Orchestrator
 from agentserve.records import RunRecord
 from agentserve.tracker.store import RunSummary, Store
+from scheduler.events import Mode
 from workflows.deadlines import StepDeadline, derive
 from workflows.forecast import observe_run_end, observe_step
 from workflows.graph import Workflow
@@ -77,6 +78,7 @@ class RunService:
 
     `restore(events)`: told the journal of a run that another gateway process began, before it goes on here.
     `blame(end)`: what to say of a run that missed its SLO, told in the event of its end, given that event.
+    `foresee(end)`: what else to say there: the run's mode, and the estimate of a run that was only observed.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class RunService:
         clock: Callable[[], float] = time.time,
         restore: Callable[[Sequence[RunEvent]], None] | None = None,
         blame: Callable[[RunEvent], Mapping[str, Any] | None] | None = None,
+        foresee: Callable[[RunEvent], Mapping[str, Any]] | None = None,
         max_known: int = 10_000,
     ) -> None:
         self.store = store
@@ -97,6 +100,7 @@ class RunService:
         self._clock = clock
         self._restore = restore
         self._blame = blame
+        self._foresee = foresee
         self._max_known = max_known
         self._known: OrderedDict[str, LiveRun] = OrderedDict()
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -169,6 +173,12 @@ class RunService:
             for transition in transitions:
                 await self._apply(live, transition)
         return live.run
+
+    def mode_changed(self, before: Mode, now: Mode) -> None:
+        """Tell every run that lives here."""
+        for run_id, live in self._known.items():
+            if live.run.status is RunStatus.RUNNING:
+                self._diary.write(Kind.MODE_CHANGED, run_id, data={"mode": str(now), "before": str(before)})
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -330,7 +340,7 @@ class RunService:
 
     def _tell_submitted(self, run: Run, traceparent: str | None) -> None:
         data: dict[str, Any] = {"workflow": run.workflow, "slo_s": run.slo_s, "deadline_s": run.deadline_s}
-        data["traceparent"] = traceparent
+        data |= {"traceparent": traceparent, "mode": str(self._orchestrator.mode)}
         self._diary.write(Kind.RUN_SUBMITTED, run.run_id, data=data, at_s=run.submitted_s)
 
     def _tell_changes(self, before: Run, live: LiveRun) -> None:
@@ -372,8 +382,12 @@ class RunService:
         )
         data = {"status": str(run.status), "e2e_s": record.e2e_s, "attained": record.attained, "error": run.error}
         end = RunEvent(run_id=run.run_id, kind=Kind.RUN_FINISHED, at_s=self._clock(), data=data)
-        blame = self._blame(end) if self._blame is not None else None
-        self._diary.write(Kind.RUN_FINISHED, run.run_id, data={**data, "blame": blame}, at_s=end.at_s)
+        data["blame"] = self._blame(end) if self._blame is not None else None
+        told = self._foresee(end) if self._foresee is not None else {}
+        # A switch while no gateway held the run is in no journal.
+        mode = told.get("mode") if told.get("mode") == self._orchestrator.mode else None
+        data |= {"mode": mode, "foreseen": told.get("foreseen")}
+        self._diary.write(Kind.RUN_FINISHED, run.run_id, data=data, at_s=end.at_s)
         self.learning.learn(live.workflow.name, observe_run_end(run, live.workflow))
         self._orchestrator.run_ended(run.run_id, succeeded=record.succeeded)
 

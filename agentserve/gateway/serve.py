@@ -27,6 +27,7 @@ from agentserve.telemetry.drift import DriftLog
 from agentserve.telemetry.exporter import make_tracer_provider
 from agentserve.telemetry.metrics import MetricSink
 from agentserve.telemetry.metrics_page import GatewayCollector, MetricsPage, Reading, add_process_metrics
+from agentserve.telemetry.mode_figures import ModeCounts
 from agentserve.telemetry.open_runs import OpenRuns
 from agentserve.telemetry.tracing import SpanSink
 from agentserve.tracker.redis import RedisStore
@@ -35,6 +36,7 @@ from agentserve.workers.config import EngineConfig
 from scheduler.config import MigrationConfig, SchedulerConfig
 from scheduler.core import Scheduler, make_scheduler
 from scheduler.errors import SchedulerError
+from scheduler.modes import plain_policy
 from scheduler.profiles import ProfileBook
 from scheduler.wire import header
 
@@ -83,6 +85,7 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
     """
     profiles = read_profiles(settings.profiles)
     scheduler = _scheduler(settings, profiles)
+    _check_observed(settings)
     async with AsyncExitStack() as stack:
         store = await RedisStore.connect(settings)
         stack.push_async_callback(store.close)
@@ -91,10 +94,11 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
         if provider is not None:
             stack.push_async_callback(asyncio.to_thread, provider.shutdown)
         spans, open_runs, metrics = SpanSink(provider, share=settings.trace_share), OpenRuns(), MetricSink()
+        mode_counts = ModeCounts()
         orchestrator = Orchestrator(
             scheduler,
             settings,
-            sinks=(journal, open_runs, spans, metrics),
+            sinks=(journal, open_runs, spans, metrics, mode_counts),
             event_log=_event_log(settings, scheduler, profiles),
             traceparent=spans.traceparent,
             on_handled=metrics.handled,
@@ -107,6 +111,9 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
             render_metrics=_metrics_page(metrics, orchestrator, fleet, journal).render,
             restore=_each(open_runs.restore, spans.restore, metrics.restore),
             blame=open_runs.blame,
+            foresee=open_runs.foresee,
+            mode_counts=mode_counts,
+            on_mode=metrics.in_mode,
             background=(fleet.run, DriftLog(scheduler.snapshot).run),
         )
         app.state.fleet = fleet
@@ -230,6 +237,13 @@ def _scheduler(settings: Settings, profiles: ProfileBook) -> Scheduler:
         return make_scheduler(settings.policy, config, seed=SEED, profiles=profiles)
     except SchedulerError as error:
         raise BadInput(f"AGENTSERVE_POLICY={settings.policy!r}: {error}") from None
+
+
+def _check_observed(settings: Settings) -> None:
+    try:
+        plain_policy(settings.observed_policy)
+    except SchedulerError as error:
+        raise BadInput(f"AGENTSERVE_OBSERVED_POLICY={settings.observed_policy!r}: {error}") from None
 
 
 def _event_log(settings: Settings, scheduler: Scheduler, profiles: ProfileBook) -> EventLog | None:

@@ -62,6 +62,7 @@ class Orchestrator:
         self.instances: dict[str, Instance] = {}
         self.calls: dict[str, LiveCall] = {}
         self.accepting = True
+        self.mode = events.Mode.SPLIT
         self.on_unreachable = on_unreachable
         self._limits = Limits(
             connect_timeout_s=settings.connect_timeout_s,
@@ -225,6 +226,11 @@ class Orchestrator:
     def run_ended(self, run_id: str, *, succeeded: bool) -> None:
         """A run is over: the scheduler learns from it and forgets it."""
         self.feed(events.RunEnded(event_id=self.next_id(), run_id=run_id, succeeded=succeeded))
+
+    def switch(self, mode: events.Mode, observed: str) -> None:
+        """Do what the mode allows from the next decision on; in `observe`, the policy `observed` places the calls."""
+        self.mode = mode
+        self.feed(events.ModeChanged(event_id=self.next_id(), mode=mode, observed=observed))
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new calls and wait for those in flight; whether all ended in time."""

@@ -18,7 +18,7 @@ from typing import Any
 from agentserve.telemetry.losses import BlameReason, Spent, spent_on_call
 from agentserve.telemetry.story import CallStory, RunStory, StepStory
 
-__all__ = ["Blame", "BlameReason", "blame", "blame_of_plain", "losses", "told_blame"]
+__all__ = ["Blame", "BlameReason", "blame", "blame_of_plain", "leaves", "losses", "told_blame"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def losses(story: RunStory) -> list[Blame]:
 
 def _critical_path(story: RunStory, end_s: float) -> list[tuple[StepStory, float]]:
     """The steps that decided when the run ended, in order, each with the time until which it held the run up."""
-    steps = _leaves(story.steps)
+    steps = leaves(story.steps)
     by_id = {step.step_id: step for step in steps}
     path: list[tuple[StepStory, float]] = []
     cursor_s, seen, choice = end_s, set[str](), steps
@@ -114,7 +114,7 @@ def _critical_path(story: RunStory, end_s: float) -> list[tuple[StepStory, float
         choice = parents or [step for step in steps if step.started_s < cursor_s]
 
 
-def _leaves(steps: Sequence[StepStory]) -> list[StepStory]:
+def leaves(steps: Sequence[StepStory]) -> list[StepStory]:
     """The steps in which no other step runs: one of `outer` is left out beside those of `outer:inner`."""
     outer = {step.node[:at] for step in steps for at, sign in enumerate(step.node) if sign == ":"}
     return [step for step in steps if step.node not in outer]

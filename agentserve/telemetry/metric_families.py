@@ -7,7 +7,9 @@ called `instance` or `job`: Prometheus puts its own there, with the address of t
 from collections.abc import Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from scheduler.events import Mode
 
 _TTFT_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
 _TPOT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1)
@@ -58,6 +60,27 @@ class Families:
             ("cause", "outcome"),
         )  # fmt: skip
         self.attempts_failed = self._counter("attempts_failed", "Attempts that broke.", ())
+
+        self.mode = Gauge(
+            "agentserve_mode", "1: the gateway is in this mode; 0: it is not.", ("mode",), registry=registry
+        )
+        self.mode_runs = self._counter(
+            "mode_runs", "Runs ended that were in one mode all the while; attained is none without an SLO.",
+            ("mode", "attained"),
+        )  # fmt: skip
+        self.foreseen_runs = self._counter(
+            "foreseen_runs", "Runs in mode observe by an estimate: with our placements, and with those taken.",
+            ("placement", "attained"),
+        )  # fmt: skip
+        self._begin()
+
+    def _begin(self) -> None:
+        """Let counters start at 0 whose labels are known: a rate does not see the first count of a new series."""
+        for attained in ("true", "false"):
+            for mode in Mode:
+                self.mode_runs.labels(str(mode), attained)
+            for placement in ("ours", "taken"):
+                self.foreseen_runs.labels(placement, attained)
 
     def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
         return Histogram(f"agentserve_{name}", text, labels, buckets=buckets, registry=self._registry)

@@ -13,12 +13,14 @@ from agentserve.telemetry.blame import BlameReason, blame_of_plain
 from agentserve.telemetry.metric_families import Families
 from agentserve.telemetry.story import decision_of
 from scheduler.decisions import MigrationCause, Refusal
+from scheduler.events import Mode
 
 OTHER: Final = "other"
 
 _OUTCOMES: Final = frozenset({"ok", "failed", "cancelled"})
 _STATUSES: Final = frozenset({"succeeded", "failed", "cancelled"})
 _CAUSES: Final = frozenset(map(str, MigrationCause))
+_MODES: Final = frozenset(map(str, Mode))
 _REFUSALS: Final = frozenset(map(str, Refusal))
 
 _logger = logging.getLogger(__name__)
@@ -92,6 +94,11 @@ class MetricSink:
                 self._submitted(event)
             elif event.kind is Kind.RUN_FINISHED:
                 self._runs.pop(event.run_id, None)
+
+    def in_mode(self, now: Mode) -> None:
+        """The gateway is in that mode from now on."""
+        for mode in Mode:
+            self._families.mode.labels(str(mode)).set(mode is now)
 
     def handled(self, event_name: str, took_s: float) -> None:
         """The scheduler took so long for an event of that type."""
@@ -200,6 +207,11 @@ class MetricSink:
         self._runs.pop(event.run_id, None)
         attained = "none" if data.get("attained") is None else str(bool(data["attained"])).lower()
         self._families.runs.labels(workflow, _one_of(data.get("status"), _STATUSES), attained).inc()
+        if data.get("mode") in _MODES:
+            self._families.mode_runs.labels(data["mode"], attained).inc()
+        if (told := data.get("foreseen")) is not None and told.get("attained") is not None:
+            for placement, in_time in (("ours", told["attained"]), ("taken", told["taken_attained"])):
+                self._families.foreseen_runs.labels(placement, str(in_time).lower()).inc()
         if data.get("e2e_s") is not None:
             self._families.run_e2e.labels(workflow).observe(data["e2e_s"])
         if attained == "false":

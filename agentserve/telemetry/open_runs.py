@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from agentserve.journal import Kind, RunEvent
 from agentserve.telemetry.blame import blame
+from agentserve.telemetry.foreseen import foreseen
 from agentserve.telemetry.story import RunTeller, decision_of
+from scheduler.events import Mode
 
 _MAX_PARTS: Final = 2000
 _MAX_CALL_EVENTS: Final = 100
@@ -65,6 +67,20 @@ class OpenRuns:
                 _logger.exception("no blame for run %s", end.run_id)
             return None
         return None if found is None else found.to_plain()
+
+    def foresee(self, end: RunEvent) -> Mapping[str, Any]:
+        """The mode of the run that ends with that event, and its estimate if it was observed; nothing if not known."""
+        teller = self._tellers.get(end.run_id)
+        if teller is None:
+            return {}
+        try:
+            teller.take(end)
+            told = foreseen(teller.story) if teller.story.mode == Mode.OBSERVE else None
+            return {"mode": teller.story.mode, "foreseen": None if told is None else told.to_plain()}
+        except Exception:  # the end of a run must be told, whatever its story
+            if self._may_log():
+                _logger.exception("no estimate for run %s", end.run_id)
+            return {}
 
     def _teller(self, event: RunEvent) -> RunTeller:
         teller = self._tellers.get(event.run_id)

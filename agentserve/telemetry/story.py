@@ -137,6 +137,8 @@ class RunStory:
     finished_s: float | None = None
     e2e_s: float | None = None
     attained: bool | None = None
+    mode: str | None = None
+    """In which the gateway was all the while; None if that changed or is not known."""
     error: str | None = None
     blame: Mapping[str, Any] | None = None
     """Why the SLO was missed, as the gateway told it at the run's end; `blame.py` says it of any story."""
@@ -264,9 +266,11 @@ def read_run(story: RunStory, event: RunEvent) -> None:
     data = event.data
     if event.kind is Kind.RUN_SUBMITTED:
         story.submitted_s = event.at_s
-        story.workflow = data.get("workflow")
+        story.workflow, story.mode = data.get("workflow"), data.get("mode")
         story.slo_s, story.deadline_s = data.get("slo_s"), data.get("deadline_s")
         story.traceparent = data.get("traceparent")
+    elif event.kind is Kind.MODE_CHANGED:
+        story.mode = None
     elif event.kind is Kind.RUN_FINISHED:
         story.finished_s = event.at_s
         story.status = str(data.get("status") or "succeeded")

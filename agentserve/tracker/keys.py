@@ -27,6 +27,8 @@ class Keys:
         """Stream: the bare facts of every run's events."""
         self.ended = {outcome: f"{self._prefix}:ended:{outcome}" for outcome in OUTCOMES}
         """Sorted sets: runs by the time of their end, one for each outcome."""
+        self.modes = f"{self._prefix}:modes"
+        """List: switches of the mode, the newest first."""
 
     def run(self, run_id: str) -> str:
         """Hash: a run's own fields, and one field for each step."""
@@ -43,6 +45,10 @@ class Keys:
     def workflow(self, name: str) -> str:
         """String: a registered workflow."""
         return f"{self._prefix}:workflow:{_checked('workflow name', name)}"
+
+    def mode(self, token: str) -> str:
+        """Hash: counters of what happened since one switch of the mode."""
+        return f"{self._prefix}:mode:{_checked('switch of the mode', token)}"
 
     def once(self, token: str) -> str:
         """String: remembers for a minute that the call with this token was done."""

@@ -20,6 +20,7 @@ from agentserve.settings import Settings
 from agentserve.tracker import codec, feed, scripts
 from agentserve.tracker.connection import Argument, Connection
 from agentserve.tracker.keys import OUTCOMES, Keys
+from agentserve.tracker.modes import RedisModes
 from agentserve.tracker.store import EndedRuns, RunSummary
 from workflows.errors import WorkflowError
 from workflows.graph import Workflow
@@ -70,6 +71,7 @@ class RedisStore:
     ) -> None:
         self._connection = Connection(url, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
         self._keys = Keys(cluster)
+        self.modes = RedisModes(self._connection, self._keys)
         self._run_ttl_s = run_ttl_s
         self._max_run_events = max_run_events
         self._max_run_steps = max_run_steps

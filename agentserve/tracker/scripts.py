@@ -1,4 +1,4 @@
-"""What must happen on the server in one piece? Three Lua scripts, in Redis 7.0's commands.
+"""What must happen on the server in one piece? Four Lua scripts, in Redis 7.0's commands.
 
 A script answers with integers or flat lists only, and every key that it touches is handed in.
 """
@@ -96,6 +96,15 @@ for i = 8 + 3 * ends, #ARGV, 2 do
 end
 for k = 5, #KEYS do
   redis.call('EXPIRE', KEYS[k], ARGV[1])
+end
+return 1
+""")
+
+PUSH: Final = Script("""
+-- Put a value at the head of a list, once however often it is sent. KEYS: list. ARGV: value, longest list.
+if redis.call('LINDEX', KEYS[1], 0) ~= ARGV[1] then
+  redis.call('LPUSH', KEYS[1], ARGV[1])
+  redis.call('LTRIM', KEYS[1], 0, tonumber(ARGV[2]) - 1)
 end
 return 1
 """)

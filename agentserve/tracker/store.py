@@ -5,12 +5,15 @@ Every call raises Unavailable when the store cannot be reached. All are idempote
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from agentserve.journal import RunEvent
 from agentserve.tracker.feed import Facts
 from workflows.graph import Workflow
 from workflows.run import Run, RunStatus, Transition
+
+MAX_SWITCHES: Final = 100
+"""Switches of the mode that are kept, the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,15 @@ class EndedRuns:
     in_time: int
     missed: int
     no_slo: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeSwitch:
+    """From `at_s` (Unix seconds) on the cluster is in `mode`; `token` names the switch and its counters."""
+
+    mode: str
+    at_s: float
+    token: str
 
 
 class RunStore(Protocol):
@@ -103,8 +115,33 @@ class WorkflowStore(Protocol):
         ...
 
 
+class ModeStore(Protocol):
+    """Switches of the cluster's mode, and counters for each."""
+
+    async def switch(self, switch: ModeSwitch) -> None:
+        """Make a switch the newest."""
+        ...
+
+    async def switches(self, limit: int = MAX_SWITCHES) -> Sequence[ModeSwitch]:
+        """The newest first."""
+        ...
+
+    async def count(self, token: str, increments: Mapping[str, int], once: str) -> None:
+        """Add to the counters of a switch; the same `once` adds once."""
+        ...
+
+    async def counts(self, tokens: Sequence[str]) -> Sequence[Mapping[str, int]]:
+        """All counters of each of these switches."""
+        ...
+
+
 class Store(RunStore, EventStore, Overview, ForecastStore, WorkflowStore, Protocol):
     """All of it, and its end."""
+
+    @property
+    def modes(self) -> ModeStore:
+        """The cluster's mode."""
+        ...
 
     async def ping(self) -> None:
         """Return if the store answers, raise Unavailable otherwise."""

@@ -32,7 +32,7 @@ from scheduler.placement import Move, Options, Placement, add_pairs, demand_of, 
 from scheduler.policy import Wait
 from scheduler.rest import Rest
 from scheduler.selection import argmin, best_rows
-from scheduler.stakes import expected_rest_s, likely_lengths, outcome
+from scheduler.stakes import expected_rest_s, likely_lengths, outcome, rest_after
 from scheduler.state import ClusterState
 
 PRIORITY_PER_S = 100.0
@@ -142,7 +142,8 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     price += loss
     if deadline_s is None:
         return _Priced(price, None, loss, delay_s, None, False)
-    rest = state.rest_after(call, float(options.terms.cached.max()), demand.output_tokens)
+    cached = float(options.terms.cached.max())
+    rest = rest_after(call, state.runs, state.rests, state.alone, cached, demand.output_tokens)
     lengths = likely_lengths(demand) if call.emitted or call.arrived.max_tokens else call.distribution.spread
     chance = outcome(rest, deadline_s - now_s, options.ready_s, options.step_s, lengths)
     price += 1.0

@@ -26,6 +26,7 @@ from agentserve.settings import Settings
 from agentserve.telemetry.messages import Announce
 from agentserve.telemetry.metrics import MetricSink
 from agentserve.telemetry.metrics_page import MetricsPage
+from agentserve.telemetry.mode_figures import ModeCounts
 from agentserve.telemetry.open_runs import OpenRuns
 from agentserve.telemetry.tracing import SpanSink
 from agentserve.tracker.redis import RedisStore
@@ -174,10 +175,10 @@ async def gateway(
         stack.push_async_callback(store.close)
         sink = await stack.enter_async_context(StoreSink(store))
         spans, open_runs, metrics = SpanSink(tracer_provider), OpenRuns(), MetricSink()
+        mode_counts = ModeCounts()
         core = scheduler or make_scheduler(policy)
-        orchestrator = Orchestrator(
-            core, configured, sinks=(sink, open_runs, spans, metrics), event_log=log, traceparent=spans.traceparent
-        )
+        sinks = (sink, open_runs, spans, metrics, mode_counts)
+        orchestrator = Orchestrator(core, configured, sinks=sinks, event_log=log, traceparent=spans.traceparent)
         fleet = Fleet(configured, orchestrator)
         app = create_app(
             configured,
@@ -186,6 +187,9 @@ async def gateway(
             render_metrics=MetricsPage(metrics.registry).render,
             restore=spans.restore,
             blame=open_runs.blame,
+            foresee=open_runs.foresee,
+            mode_counts=mode_counts,
+            on_mode=metrics.in_mode,
             background=(fleet.run,),
         )
         url = await stack.enter_async_context(serving(app))

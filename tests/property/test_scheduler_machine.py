@@ -1,6 +1,7 @@
 """Whatever happens, in whatever order: invariants of the scheduler under random event sequences."""
 
 import json
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -23,6 +24,8 @@ from scheduler.events import (
     InstanceReported,
     InstanceSpec,
     MigrationRefused,
+    Mode,
+    ModeChanged,
     PrefillFinished,
     Progress,
     RequestCancelled,
@@ -36,6 +39,7 @@ from scheduler.policies import policy_names
 from scheduler.prefix import PrefixIndex
 from tests.unit.scheduler_builders import SPEED, call, loaded_profile, spec
 
+PLAIN = ("least_requests", "power_of_two", "prefix_affinity", "random", "round_robin", "session_affinity")
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 MODELS = st.sampled_from(["m", "m", "m", "other"])
 CONFIG = SchedulerConfig(
@@ -64,22 +68,30 @@ class Driver(RuleBasedStateMachine):
     @initialize(
         policy=st.sampled_from([*policy_names(), "agentserve", "agentserve"]),
         roles=st.sampled_from([[Role.MIXED] * 2, [Role.MIXED] * 3, [Role.PREFILL, Role.DECODE, Role.DECODE]]),
+        observed=st.none() | st.none() | st.sampled_from(PLAIN),
     )
-    def begin(self, policy: str, roles: list[Role]) -> None:
-        self.policy = policy
-        self.scheduler = make(policy, CONFIG, 7)
+    def begin(self, policy: str, roles: list[Role], observed: str | None) -> None:
+        self.policy = policy if observed is None else observed
+        self.scheduler = make(self.policy, CONFIG, 7)
+        self.looking_on: Scheduler | None = None
+        """Sees the same events, with another policy of its own, and lets ours place."""
+        if observed is not None:
+            self.looking_on = make(policy, CONFIG, 7)
+            self.looking_on.handle(ModeChanged(event_id="observe", mode=Mode.OBSERVE, observed=observed), 100.0)
         self.now_s = 100.0
         self.ids = count()
         self.live: dict[str, InstanceSpec] = {}
         self.calls: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, int] = {}
-        self.log = [json.dumps(wire.header(policy, CONFIG, 7))]
+        self.log = [json.dumps(wire.header(self.policy, CONFIG, 7))]
         for name, role in zip("abc", roles, strict=False):
             self.join(name, "slow", role, "m", 1e9, None)
 
     def send(self, event: Event) -> list[Decision]:
         decisions = self.scheduler.handle(event, self.now_s)
         self.log.append(json.dumps(wire.record(event, self.now_s, decisions)))
+        if self.looking_on is not None:
+            assert [without_shadow(made) for made in self.looking_on.handle(event, self.now_s)] == decisions
         assert wire.event_from_plain(json.loads(json.dumps(wire.to_plain(event)))) == event
         for decision in decisions:
             assert decision.cause_id == event.event_id
@@ -101,6 +113,7 @@ class Driver(RuleBasedStateMachine):
                     "left": None,
                 }
             case Migrate():
+                assert self.scheduler.mode in (Mode.MIGRATE, Mode.SPLIT)
                 assert decision.target in self.live
                 assert decision.source == self.calls[decision.request_id]["on"]
                 assert decision.source != decision.target
@@ -331,6 +344,11 @@ class Driver(RuleBasedStateMachine):
         )
         self.send(event)
 
+    @precondition(lambda self: self.looking_on is None)
+    @rule(mode=st.sampled_from(Mode), observed=st.sampled_from(PLAIN))
+    def switch(self, mode: Mode, observed: str) -> None:
+        self.send(ModeChanged(event_id=self.event_id(), mode=mode, observed=observed))
+
     @rule()
     def wake(self) -> None:
         self.send(Woke(event_id=self.event_id()))
@@ -347,6 +365,10 @@ class Driver(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "log"):
             assert wire.replay(self.log, make) is None
+
+
+def without_shadow(decision: Decision) -> Decision:
+    return replace(decision, shadow=None) if isinstance(decision, Dispatch) else decision
 
 
 TestDriver = pytest.mark.timeout(60)(Driver.TestCase)

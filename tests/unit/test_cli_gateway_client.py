@@ -8,12 +8,12 @@ from agentserve.errors import AgentServeError, NotFound, Unavailable
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, answer: httpx.Response | Exception) -> None:
-    def get(url: str, **_: object) -> httpx.Response:
+    def request(method: str, url: str, **_: object) -> httpx.Response:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr(gateway_client.httpx, "get", get)
+    monkeypatch.setattr(gateway_client.httpx, "request", request)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,8 @@ def test_each_way_to_fail_is_one_error(
     answering(monkeypatch, answer)
     with pytest.raises(error, match=said):
         gateway_client.get_json("http://g", "/v1/runs/r")
+    with pytest.raises(error, match=said):
+        gateway_client.put_json("http://g", "/v1/runs/r", {})
 
 
 def test_the_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
