@@ -128,6 +128,19 @@ async def test_runs_are_found_by_their_id_and_by_kind(sight: Sight, client: http
     sight.complaints[:] = [told for told in sight.complaints if "status of 404" not in told]
 
 
+async def test_the_mode_that_holds_is_marked_with_what_runs_did_in_it(sight: Sight, client: httpx.AsyncClient) -> None:
+    switched = await client.put("/v1/mode", json={"mode": "observe"})
+    assert switched.status_code == 200, switched.text
+    async with call(client, "observed-1", 50) as going:
+        await going
+    await client.post("/v1/runs/observed-1/finish", json={})
+    row = sight.page.locator("#modes tbody tr", has=sight.page.locator("[aria-current=true]"))
+    await row.get_by_text("routes as least_requests does").wait_for(timeout=20_000)
+    await row.locator("td.number").first.get_by_text("1", exact=True).wait_for(timeout=20_000)
+    await sight.page.locator("#modes tbody th", has_text="estimate").wait_for(timeout=20_000)
+    await client.put("/v1/mode", json={"mode": "split"})
+
+
 async def test_the_page_is_used_by_keyboard_alone(sight: Sight) -> None:
     page = sight.page
     await page.locator("#runs tbody tr").first.wait_for()
