@@ -46,11 +46,12 @@ format: $(VENV)/.dev  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## measure the scheduler, the emulator, the tracker and the simulator on this machine
+bench: $(VENV)/.dev  ## measure the scheduler, the emulator, the tracker, the simulator and what it costs to watch, on this machine
 	$(BIN)/python -m benchmarks.scheduler_handle
 	$(BIN)/python -m benchmarks.emulator
 	$(BIN)/python -m benchmarks.tracker
 	$(BIN)/python -m benchmarks.simulation
+	$(BIN)/python -m benchmarks.overhead
 
 lab: $(VENV)/.dev  ## compare agentserve with every published policy on simulated GPUs; about 30 minutes on 2 cores
 	$(BIN)/python -m benchmarks.lab.study
