@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
+.PHONY: help demo test test-fast check format docs bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ check: $(VENV)/.dev  ## format, lint, types and import contracts
 format: $(VENV)/.dev  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev  ## write docs/configuration.md anew from the settings in the code
+	$(BIN)/python -m docs.generate_configuration
 
 bench: $(VENV)/.dev  ## measure the scheduler, the emulator, the tracker, the simulator and what it costs to watch, on this machine
 	$(BIN)/python -m benchmarks.scheduler_handle
