@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast ui-test ui-pictures check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
+.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,11 +46,15 @@ format: $(VENV)/.dev  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## measure the scheduler, the emulator, the tracker and the simulator on this machine
+docs: $(VENV)/.dev  ## write docs/configuration.md anew from the settings in the code
+	$(BIN)/python -m docs.generate_configuration
+
+bench: $(VENV)/.dev  ## measure the scheduler, the emulator, the tracker, the simulator and what it costs to watch, on this machine
 	$(BIN)/python -m benchmarks.scheduler_handle
 	$(BIN)/python -m benchmarks.emulator
 	$(BIN)/python -m benchmarks.tracker
 	$(BIN)/python -m benchmarks.simulation
+	$(BIN)/python -m benchmarks.overhead
 
 lab: $(VENV)/.dev  ## compare agentserve with every published policy on simulated GPUs; about 30 minutes on 2 cores
 	$(BIN)/python -m benchmarks.lab.study

@@ -17,7 +17,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="AGENTSERVE_", extra="ignore", frozen=True)
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = Field(8080, ge=1, le=65535)
+    """Port to listen on."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://` or `unix://` URL of Redis 7+ or Valkey 8+."""
     mqtt_url: str | None = "mqtt://127.0.0.1:1883"
@@ -25,6 +27,7 @@ class Settings(BaseSettings):
     cluster: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """Names the topics and keys, so that clusters can share a broker and a Redis."""
     policy: str = "agentserve"
+    """Scheduling policy: a file of `scheduler/policies/`, by its name."""
     mode: Mode = Mode.SPLIT
     """What the scheduler may do until somebody switches the mode of the cluster: observe, route, migrate, split."""
     observed_policy: str = "least_requests"
@@ -43,14 +46,21 @@ class Settings(BaseSettings):
     """Record every scheduler event and decision here (JSON lines), for replay."""
 
     max_body_bytes: int = Field(16 * 2**20, ge=1024)
+    """A longer body is refused with 413."""
     max_prompt_tokens: int = Field(1_000_000, ge=1)
+    """A longer prompt, as estimated here, is refused with 413."""
     max_live_calls: int = Field(4096, ge=1)
+    """While so many calls are in flight, further ones are refused with 429."""
     max_live_pages: int = Field(16, ge=0)
     """Streams for the page at `/ui` at a time; 0: no page is fed."""
     default_slo_s: float | None = Field(None, gt=0)
+    """SLO of runs that are made without one; unset: they have none."""
     max_slo_s: float = Field(86_400.0, gt=0)
+    """A longer SLO is refused with 400."""
     call_timeout_s: float = Field(600.0, gt=0)
+    """How long a call may take in all, waits included; then it ends with 504."""
     connect_timeout_s: float = Field(1.0, gt=0)
+    """How long an engine may take to accept a connection, or to answer a health check."""
     stall_timeout_s: float = Field(30.0, gt=0)
     """A stream silent for this long counts as broken."""
     lost_after_s: float = Field(1.5, gt=0)
@@ -59,12 +69,16 @@ class Settings(BaseSettings):
     """How long a stopping gateway lets calls in flight end."""
 
     run_ttl_s: int = Field(86_400, ge=1)
+    """How long a run is kept after its last change."""
     max_run_events: int = Field(10_000, ge=10)
+    """Journal events kept of a run, about; the oldest go first."""
     max_run_steps: int = Field(2_000, ge=1)
+    """A run that would have more steps is refused with 413."""
     max_listed_runs: int = Field(10_000, ge=1)
     """Runs remembered in the index; older ones fall out of lists first."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Level of the HTTP server's log."""
 
     @field_validator("profiles", mode="before")
     @classmethod

@@ -30,9 +30,11 @@ class LengthConfig:
     """How output lengths are learned: decay per sample, back-off strength in samples, and the cold-start prior."""
 
     half_life_samples: float = 200.0
+    """An observed length weighs half after so many later ones."""
     backoff_samples: float = 6.0
     """How many samples a parent (node, model, prior) is worth against a child's own."""
     prior_median_tokens: float = 200.0
+    """Median length of the cold-start prior."""
     prior_sigma: float = 1.1
     """Standard deviation of ln(length) of the cold-start prior."""
     bias: float = 1.0
@@ -65,7 +67,9 @@ class EstimateConfig:
     gpu_samples: float = 4.0
     """How many samples of its own an instance needs to weigh as much as its GPU type's shared ratio."""
     min_correction: float = 0.2
+    """Least factor by which observed speeds may correct the GPU profile."""
     max_correction: float = 5.0
+    """And the largest."""
     window_tokens: int = 32
     """Output tokens of one call per sample of decode speed."""
     overhead_s: float = 0.005
@@ -141,8 +145,11 @@ class GoodServeConfig:
     """Without: the mean length of all answers so far stands for every call's, the paper's ablation."""
 
     max_moves: int = 1_000_000
+    """Moves per call."""
     cooldown_s: float = 0.0
+    """Least time between two moves of a call."""
     min_gain_s: float = 0.0
+    """Predicted finish must come earlier by this much."""
     charge_replay: bool = False
     """Add the re-prefill of emitted tokens to the target's estimate before the just-enough test."""
     margin: float = 1.0

@@ -153,7 +153,7 @@ def emulator(
     role: Annotated[Role, typer.Option(help="Phases it serves")] = Role.MIXED,
     seed: Annotated[int, typer.Option(help="Seed of generated replies")] = 0,
     script: Annotated[Path | None, typer.Option(help="Recorded replies (JSON lines)")] = None,
-    scheduling_policy: Annotated[str, typer.Option(help="fcfs or priority")] = "fcfs",
+    scheduling_policy: Annotated[str, typer.Option(help="Order of waiting calls")] = "fcfs",
     max_num_seqs: Annotated[int, typer.Option(help="Most sequences at once")] = 256,
     max_batched_tokens: Annotated[int, typer.Option(help="Token budget of one iteration")] = 8192,
     kv_capacity_tokens: Annotated[int | None, typer.Option(help="KV cache size [default: the profile's]")] = None,

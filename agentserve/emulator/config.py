@@ -24,6 +24,7 @@ class EmulatorConfig:
     gpu: str = "h100"
     model: str = "llama-3.1-8b"
     served_model: str | None = None
+    """The name that clients use; None: the profile's."""
     host: str = "127.0.0.1"
     port: int = 0
     speed: float = 1.0
@@ -34,13 +35,16 @@ class EmulatorConfig:
     max_num_seqs: int = 256
     max_batched_tokens: int = 8192
     block_tokens: int = 16
+    """Tokens of a KV block."""
     max_model_len: int | None = None
+    """Most tokens of prompt and reply together; None: 131,072, or what the KV cache holds."""
     kv_capacity_tokens: int | None = None
     kv_link_bytes_per_s: float | None = None
     kv_lease_s: float = 30.0
     """Wall seconds that KV stays pinned on a prefill instance for a decode instance to fetch."""
     stream_interval: int = 1
     max_body_bytes: int = 16 * 2**20
+    """A longer body is refused with 413."""
     chaos: bool = False
     profiles: ProfileBook = field(default=ProfileBook(), repr=False)
     """The shipped GPU profiles and the user's own."""

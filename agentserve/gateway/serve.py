@@ -24,7 +24,7 @@ from agentserve.profile_files import read_profiles
 from agentserve.settings import Settings
 from agentserve.telemetry.cluster_metrics import ClusterCollector
 from agentserve.telemetry.drift import DriftLog
-from agentserve.telemetry.exporter import make_tracer_provider
+from agentserve.telemetry.exporter import make_span_processor
 from agentserve.telemetry.metrics import MetricSink
 from agentserve.telemetry.metrics_page import GatewayCollector, MetricsPage, Reading, add_process_metrics
 from agentserve.telemetry.mode_figures import ModeCounts
@@ -90,10 +90,10 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
         store = await RedisStore.connect(settings)
         stack.push_async_callback(store.close)
         journal = await stack.enter_async_context(StoreSink(store))
-        provider = make_tracer_provider(settings.otlp_endpoint)
-        if provider is not None:
-            stack.push_async_callback(asyncio.to_thread, provider.shutdown)
-        spans, open_runs, metrics = SpanSink(provider, share=settings.trace_share), OpenRuns(), MetricSink()
+        sending = make_span_processor(settings.otlp_endpoint)
+        if sending is not None:
+            stack.push_async_callback(asyncio.to_thread, sending.shutdown)
+        spans, open_runs, metrics = SpanSink(sending, share=settings.trace_share), OpenRuns(), MetricSink()
         mode_counts = ModeCounts()
         orchestrator = Orchestrator(
             scheduler,

@@ -4,9 +4,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from agentserve.journal import Kind, RunEvent
 from agentserve.telemetry.blame import BlameReason, blame_of_plain
@@ -24,6 +24,8 @@ _MODES: Final = frozenset(map(str, Mode))
 _REFUSALS: Final = frozenset(map(str, Refusal))
 
 _logger = logging.getLogger(__name__)
+
+_Family = TypeVar("_Family", Counter, Histogram)
 
 
 class BoundedLabel:
@@ -70,6 +72,7 @@ class MetricSink:
         self._calls: OrderedDict[str, _LiveCall] = OrderedDict()
         self._targets: OrderedDict[tuple[str, str | None], float] = OrderedDict()
         self._handled: dict[str, Histogram] = {}
+        self._known_series: dict[tuple[Any, ...], Any] = {}
         self._failures_logged = 0
         self.registry = CollectorRegistry()
         self._families = Families(self.registry)
@@ -104,8 +107,15 @@ class MetricSink:
         """The scheduler took so long for an event of that type."""
         known = self._handled.get(event_name)
         if known is None:
-            known = self._handled[event_name] = self._families.decision.labels(event_name)
+            known = self._handled[event_name] = self._series(self._families.decision, event_name)
         known.observe(took_s)
+
+    def _series(self, family: _Family, *labels: str) -> _Family:
+        """The one of a family with these labels. The client's own look-up is most of what counting would cost."""
+        known = self._known_series.get((family, *labels))
+        if known is None:
+            known = self._known_series[(family, *labels)] = family.labels(*labels)
+        return known
 
     def _count(self, event: RunEvent) -> None:
         counter = _COUNTERS.get(event.kind)
@@ -122,9 +132,9 @@ class MetricSink:
     def _begin(self, workflow: str) -> None:
         """Let counters of runs start at 0: a rate does not see the first count of a series that was not there."""
         for attained in ("true", "false"):
-            self._families.runs.labels(workflow, "succeeded", attained)
+            self._series(self._families.runs, workflow, "succeeded", attained)
         for reason in BlameReason:
-            self._families.missed.labels(workflow, str(reason))
+            self._series(self._families.missed, workflow, str(reason))
 
     def _deadlines(self, event: RunEvent) -> None:
         key, target_s = (event.run_id, event.step_id), event.data.get("target_deadline_s")
@@ -136,7 +146,7 @@ class MetricSink:
     def _step_finished(self, event: RunEvent) -> None:
         target_s = self._targets.pop((event.run_id, event.step_id), None)
         if target_s is not None and event.data.get("outcome") == "ok":
-            self._families.step_slack.labels(self._workflow_of(event)).observe(target_s - event.at_s)
+            self._series(self._families.step_slack, self._workflow_of(event)).observe(target_s - event.at_s)
 
     def _arrived(self, event: RunEvent) -> None:
         call = _LiveCall(self._workflow_of(event), self._model.of(event.data.get("model")), event.at_s)
@@ -148,14 +158,14 @@ class MetricSink:
         match decision.get("type"):
             case "reject":
                 refusal = _one_of(decision.get("refusal"), _REFUSALS)
-                self._families.rejections.labels(self._policy.of(reason.get("policy")), refusal).inc()
+                self._series(self._families.rejections, self._policy.of(reason.get("policy")), refusal).inc()
             case "dispatch":
                 split = decision.get("prefill_instance") != decision.get("decode_instance")
-                self._families.dispatches.labels(self._policy.of(reason.get("policy")), str(split).lower()).inc()
+                self._series(self._families.dispatches, self._policy.of(reason.get("policy")), str(split).lower()).inc()
                 if call is not None and not call.dispatched:
                     call.dispatched, call.length = True, _interval(reason.get("length"))
                     waited_s = max(0.0, event.at_s - call.arrived_s)
-                    self._families.queue.labels(call.workflow, call.model).observe(waited_s)
+                    self._series(self._families.queue, call.workflow, call.model).observe(waited_s)
             case "migrate" if call is not None:
                 self._moved(call, "void")
                 call.moving = _one_of(decision.get("cause"), _CAUSES)
@@ -163,7 +173,7 @@ class MetricSink:
     def _migrated(self, event: RunEvent) -> None:
         if (call := self._calls.get(event.request_id or "")) is not None:
             call.moving = None
-        self._families.migrations.labels(_one_of(event.data.get("cause"), _CAUSES), "done").inc()
+        self._series(self._families.migrations, _one_of(event.data.get("cause"), _CAUSES), "done").inc()
 
     def _migration_refused(self, event: RunEvent) -> None:
         self._moved(self._calls.get(event.request_id or ""), "refused")
@@ -175,7 +185,7 @@ class MetricSink:
     def _moved(self, call: _LiveCall | None, outcome: str) -> None:
         """Count what came of the move that was decided, if one was."""
         if call is not None and call.moving is not None:
-            self._families.migrations.labels(call.moving, outcome).inc()
+            self._series(self._families.migrations, call.moving, outcome).inc()
             call.moving = None
 
     def _call_finished(self, event: RunEvent) -> None:
@@ -183,40 +193,40 @@ class MetricSink:
         call = self._calls.pop(event.request_id or "", None) or _LiveCall(self._workflow_of(event), "unknown")
         names = (call.workflow, call.model)
         self._moved(call, "void")
-        families.calls.labels(*names, _one_of(data.get("outcome"), _OUTCOMES)).inc()
+        self._series(families.calls, *names, _one_of(data.get("outcome"), _OUTCOMES)).inc()
         for histogram, name in ((families.ttft, "ttft_s"), (families.tpot, "tpot_s"), (families.call_e2e, "e2e_s")):
             if data.get(name) is not None:
-                histogram.labels(*names).observe(data[name])
+                self._series(histogram, *names).observe(data[name])
         if data.get("ttft_s") is None:
             return  # no engine took the prompt, whose length is a guess then
         for kind, name in (("prompt", "prompt_tokens"), ("output", "output_tokens"), ("cached", "cached_tokens")):
             if data.get(name):
-                families.tokens.labels(*names, kind).inc(data[name])
+                self._series(families.tokens, *names, kind).inc(data[name])
         if data.get("outcome") == "ok" and call.length is not None and data.get("output_tokens"):
             self._compare_length(call, call.length, data["output_tokens"])
 
     def _compare_length(self, call: _LiveCall, predicted: tuple[float, float, float], tokens: int) -> None:
         p10, p50, p90 = predicted
         where = "below" if tokens < p10 else "above" if tokens > p90 else "inside"
-        self._families.length_predictions.labels(call.workflow, call.model, where).inc()
+        self._series(self._families.length_predictions, call.workflow, call.model, where).inc()
         if p50 > 0:
-            self._families.length_ratio.labels(call.workflow, call.model).observe(tokens / p50)
+            self._series(self._families.length_ratio, call.workflow, call.model).observe(tokens / p50)
 
     def _run_finished(self, event: RunEvent) -> None:
         data, workflow = event.data, self._workflow_of(event)
         self._runs.pop(event.run_id, None)
         attained = "none" if data.get("attained") is None else str(bool(data["attained"])).lower()
-        self._families.runs.labels(workflow, _one_of(data.get("status"), _STATUSES), attained).inc()
+        self._series(self._families.runs, workflow, _one_of(data.get("status"), _STATUSES), attained).inc()
         if data.get("mode") in _MODES:
-            self._families.mode_runs.labels(data["mode"], attained).inc()
+            self._series(self._families.mode_runs, data["mode"], attained).inc()
         if (told := data.get("foreseen")) is not None and told.get("attained") is not None:
             for placement, in_time in (("ours", told["attained"]), ("taken", told["taken_attained"])):
-                self._families.foreseen_runs.labels(placement, str(in_time).lower()).inc()
+                self._series(self._families.foreseen_runs, placement, str(in_time).lower()).inc()
         if data.get("e2e_s") is not None:
-            self._families.run_e2e.labels(workflow).observe(data["e2e_s"])
+            self._series(self._families.run_e2e, workflow).observe(data["e2e_s"])
         if attained == "false":
             blame = blame_of_plain(data.get("blame") or {})
-            self._families.missed.labels(workflow, "unknown" if blame is None else str(blame.reason)).inc()
+            self._series(self._families.missed, workflow, "unknown" if blame is None else str(blame.reason)).inc()
 
     def _workflow_of(self, event: RunEvent) -> str:
         return self._runs.get(event.run_id, "unknown")

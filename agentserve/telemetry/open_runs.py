@@ -7,7 +7,6 @@ is kept of each; what was dropped is blamed on less.
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from agentserve.journal import Kind, RunEvent
@@ -116,4 +115,11 @@ def _small(event: RunEvent) -> RunEvent:
     decision = decision_of(event)
     reason = decision.get("reason") or {}
     kept = {"candidates": tuple(reason.get("candidates") or ())[:1], "length": reason.get("length")}
-    return replace(event, data={**decision, "reason": kept})
+    return RunEvent(
+        run_id=event.run_id,
+        kind=event.kind,
+        at_s=event.at_s,
+        step_id=event.step_id,
+        request_id=event.request_id,
+        data={**decision, "reason": kept},
+    )

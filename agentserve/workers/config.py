@@ -36,6 +36,7 @@ class EngineConfig:
     """
 
     engine_url: str
+    """The engine's base URL, as the gateway will call it."""
     gpu: str
     model: str | None = None
     """Served model name; None: the engine's only one."""
@@ -54,7 +55,9 @@ class EngineConfig:
     kv_group: str | None = None
     """Instances of equal group may hand KV to each other; None: made of what the engine reports."""
     supports_priority: bool | None = None
+    """It orders calls by priority; None: found out."""
     supports_replay: bool | None = None
+    """It goes on from token ids; None: found out."""
     profiles: ProfileBook = field(default=ProfileBook(), repr=False)
     """The shipped GPU profiles and the user's own."""
     worker_id: str | None = None
@@ -62,6 +65,7 @@ class EngineConfig:
     api_key: str | None = field(default=None, repr=False)
     """Bearer token that the engine asks for."""
     request_timeout_s: float = 1.0
+    """For each question to the engine, but for those that follow."""
     probe_timeout_s: float = 30.0
     """For the one-token completions that find out what the engine can do."""
     ready_timeout_s: float | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor
 
 from agentserve.emulator.config import EmulatorConfig
 from agentserve.emulator.inprocess import running
@@ -159,7 +159,7 @@ async def gateway(
     urls: list[str] | None = None,
     log: EventLog | None = None,
     announce: Callable[[str, str], Announce] | None = None,
-    tracer_provider: TracerProvider | None = None,
+    span_processor: SpanProcessor | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway in front of `engines` (or those that listen at `urls` already), ready for calls.
@@ -174,7 +174,7 @@ async def gateway(
         store = await RedisStore.connect(configured)
         stack.push_async_callback(store.close)
         sink = await stack.enter_async_context(StoreSink(store))
-        spans, open_runs, metrics = SpanSink(tracer_provider), OpenRuns(), MetricSink()
+        spans, open_runs, metrics = SpanSink(span_processor), OpenRuns(), MetricSink()
         mode_counts = ModeCounts()
         core = scheduler or make_scheduler(policy)
         sinks = (sink, open_runs, spans, metrics, mode_counts)

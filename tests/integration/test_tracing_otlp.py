@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentserve.telemetry import names
-from agentserve.telemetry.exporter import make_tracer_provider
+from agentserve.telemetry.exporter import make_span_processor
 from agentserve.telemetry.sampling import trace_id_of
 from agentserve.telemetry.tracing import SpanSink
 from tests.integration.otlp_receiver import GrpcReceiver, Receiver
@@ -21,11 +21,11 @@ def receiver() -> Iterator[Receiver]:
 
 
 def send(endpoint, events):
-    provider = make_tracer_provider(endpoint)
-    sink = SpanSink(provider)
+    processor = make_span_processor(endpoint)
+    sink = SpanSink(processor)
     for event in events:
         sink.record(event)
-    provider.shutdown()
+    processor.shutdown()
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1/traces"])
@@ -76,11 +76,11 @@ def test_times_names_and_kind_are_on_the_wire(receiving):
 def test_an_endpoint_that_is_down_neither_raises_nor_blocks_the_gateway(caplog, receiving):
     with receiving() as gone:
         url = gone.url
-    provider = make_tracer_provider(url)
-    sink = SpanSink(provider)
+    processor = make_span_processor(url)
+    sink = SpanSink(processor)
     for event in whole_run():
         sink.record(event)
-    shutdown = threading.Thread(target=provider.shutdown)
+    shutdown = threading.Thread(target=processor.shutdown)
     shutdown.start()
     deadline = time.monotonic() + 60
     while shutdown.is_alive() and time.monotonic() < deadline:

@@ -12,7 +12,7 @@ import pytest
 
 from agentserve.emulator.config import EmulatorConfig
 from agentserve.telemetry import names
-from agentserve.telemetry.exporter import make_tracer_provider
+from agentserve.telemetry.exporter import make_span_processor
 from tests.integration.gateway_parts import MODEL, ForcedScheduler, Gateway, gateway, until
 from tests.integration.otlp_receiver import GrpcReceiver, Receiver
 
@@ -30,10 +30,10 @@ def receiver(request: Any) -> Iterator[Any]:
 @asynccontextmanager
 async def traced(receiver: Any, *engines: EmulatorConfig, **options: Any) -> AsyncIterator[Gateway]:
     """A gateway whose spans have all arrived once it is left."""
-    provider = make_tracer_provider(receiver.url)
-    async with gateway(*engines, tracer_provider=provider, **options) as gate:
+    processor = make_span_processor(receiver.url)
+    async with gateway(*engines, span_processor=processor, **options) as gate:
         yield gate
-    provider.shutdown()
+    processor.shutdown()
 
 
 async def report(gate: Gateway, *steps: dict[str, Any]) -> None:

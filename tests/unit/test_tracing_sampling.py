@@ -8,7 +8,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from agentserve.journal import Kind, RunEvent
 from agentserve.telemetry import names
-from agentserve.telemetry.exporter import derived_provider
 from agentserve.telemetry.sampling import is_sent_at_once, parse_traceparent, trace_id_of
 from agentserve.telemetry.tracing import SpanSink
 from tests.unit.made_up_run import RUN, START_S, arrived, event, finished, submitted, whole_run
@@ -20,9 +19,7 @@ WANTED, UNWANTED = f"00-{TRACE}-00f067aa0ba902b7-01", f"00-{TRACE}-00f067aa0ba90
 class Traced:
     def __init__(self, **options):
         self._exporter = InMemorySpanExporter()
-        provider = derived_provider()
-        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.sink = SpanSink(provider, **options)
+        self.sink = SpanSink(SimpleSpanProcessor(self._exporter), **options)
 
     def take(self, events):
         for one in events:

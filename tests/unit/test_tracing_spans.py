@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -11,7 +10,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from agentserve.errors import BadInput
 from agentserve.journal import Kind, RunEvent
 from agentserve.telemetry import names
-from agentserve.telemetry.exporter import derived_provider, make_tracer_provider
+from agentserve.telemetry.exporter import make_span_processor
 from agentserve.telemetry.sampling import parse_traceparent, trace_id_of
 from agentserve.telemetry.tracing import SpanSink
 from tests.unit.made_up_run import (
@@ -35,9 +34,7 @@ class Traced:
 
     def __init__(self, **options):
         self._exporter = InMemorySpanExporter()
-        provider = derived_provider()
-        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.sink = SpanSink(provider, **options)
+        self.sink = SpanSink(SimpleSpanProcessor(self._exporter), **options)
 
     def take(self, events):
         for one in events:
@@ -264,7 +261,7 @@ def test_the_traceparent_names_the_chat_span_while_the_call_lives():
     assert traced.sink.traceparent("c") is None
 
 
-def test_without_a_provider_only_traceparents_are_made():
+def test_without_a_processor_only_traceparents_are_made():
     sink = SpanSink()
     for one in [submitted(), arrived(0.0, "plan", "c", "plan")]:
         sink.record(one)
@@ -345,16 +342,11 @@ def test_a_flood_of_events_of_one_call_is_bounded():
     assert chat.end_time == ns(9.0)
 
 
-def test_no_endpoint_means_no_provider():
-    assert make_tracer_provider(None) is None
-    assert make_tracer_provider("") is None
+def test_no_endpoint_means_nothing_that_sends():
+    assert make_span_processor(None) is None
+    assert make_span_processor("") is None
 
 
 def test_a_bad_endpoint_is_named():
     with pytest.raises(BadInput, match="localhost:4317"):
-        make_tracer_provider("localhost:4317")
-
-
-def test_a_foreign_provider_is_refused():
-    with pytest.raises(BadInput, match="derived_provider"):
-        SpanSink(TracerProvider(shutdown_on_exit=False))
+        make_span_processor("localhost:4317")
