@@ -145,7 +145,8 @@ def _picture(url: str) -> Group:
 
 
 def _instances(cluster: dict[str, Any]) -> Table:
-    table = Table(title=f"instances · policy {cluster['policy']}", title_justify="left")
+    mode = f" · mode {cluster['mode']}" if "mode" in cluster else ""
+    table = Table(title=f"instances · policy {cluster['policy']}{mode}", title_justify="left")
     for heading in ("instance", "GPU", "role", "state"):
         table.add_column(heading)
     for heading in ("queue", "running", "KV", "prefix hits", "prefill ×", "decode ×"):
