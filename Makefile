@@ -104,6 +104,7 @@ validate: $(VENV)/.dev $(DYNAMO)/.installed  ## the simulator against measured G
 lock: $(BIN)/uv  ## pin every dependency anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements/run.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras --group dev --constraint requirements/run.txt pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra otlp --constraint requirements/run.txt pyproject.toml -o requirements/image.txt
 
 clean:  ## remove the environment and everything that was generated
 	rm -rf $(VENV) $(ENGINES) $(DYNAMO) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
