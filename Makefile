@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
+.PHONY: help demo test test-fast check format bench lab lab-quick lab-tune engines-env engines-test engines-lock validate compose-test lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -100,6 +100,9 @@ validate: $(VENV)/.dev $(DYNAMO)/.installed  ## the simulator against measured G
 	$(BIN)/python -m benchmarks.validate.against_dynamo
 	$(BIN)/python -m benchmarks.validate.live
 	$(BIN)/python -m benchmarks.validate.sensitivity coding-hot --policies round_robin,prefix_affinity,agentserve --limit 200
+
+compose-test: $(VENV)/.dev  ## bring docker-compose.yml up for real, run agents on it, kill parts of it, take it down; starts a Docker daemon where there is none
+	$(BIN)/python -m tests.compose
 
 lock: $(BIN)/uv  ## pin every dependency anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements/run.txt
