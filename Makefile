@@ -7,7 +7,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench lab lab-quick lab-tune engines-env engines-test engines-lock validate lock clean
+.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench lab lab-quick lab-tune engines-env engines-test engines-lock validate compose-test lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -116,10 +116,14 @@ validate: $(VENV)/.dev $(DYNAMO)/.installed  ## the simulator against measured G
 	$(BIN)/python -m benchmarks.validate.live
 	$(BIN)/python -m benchmarks.validate.sensitivity coding-hot --policies round_robin,prefix_affinity,agentserve --limit 200
 
+compose-test: $(VENV)/.dev  ## bring docker-compose.yml up for real, run agents on it, kill parts of it, take it down; starts a Docker daemon where there is none
+	$(BIN)/python -m tests.compose
+
 lock: $(BIN)/uv  ## pin every dependency anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras pyproject.toml -o requirements/run.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras --group dev --constraint requirements/run.txt pyproject.toml -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --constraint requirements/dev.txt --group ui -o requirements/ui.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra otlp --constraint requirements/run.txt pyproject.toml -o requirements/image.txt
 
 clean:  ## remove the environment and everything that was generated
 	rm -rf $(VENV) $(ENGINES) $(DYNAMO) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

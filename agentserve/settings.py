@@ -89,11 +89,15 @@ class Settings(BaseSettings):
 def load_settings(**overrides: object) -> Settings:
     """Read the environment, with `overrides` (from flags) winning over it; None in an override means not given.
 
-    Raises BadInput naming the variable and what it may be.
+    What the environment lacks is read from the folder that AGENTSERVE_SECRETS_DIR names: a file per setting, named as
+    its variable in small letters (`agentserve_mqtt_url`). Raises BadInput naming the variable and what it may be.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    secrets_dir = os.environ.get("AGENTSERVE_SECRETS_DIR") or None
+    if secrets_dir is not None and not Path(secrets_dir).is_dir():
+        raise BadInput(f"bad setting: AGENTSERVE_SECRETS_DIR={secrets_dir!r}: no such folder")
     try:
-        return Settings(**given)  # type: ignore[arg-type]  # pydantic validates what the flags gave
+        return Settings(_secrets_dir=secrets_dir, **given)  # type: ignore[arg-type, call-arg]  # pydantic takes and checks both
     except ValidationError as error:
         problems = "; ".join(
             f"AGENTSERVE_{str(e['loc'][0]).upper()}={e.get('input')!r}: {e['msg']}" for e in error.errors()
