@@ -77,7 +77,7 @@ OTHERS = """
 |---|---|---|
 | `AGENTSERVE_GATEWAY` | the SDK, `agentserve run`, `trace`, `ps`, `doctor`, `replay` | the gateway's base URL |
 | `AGENTSERVE_MODEL` | the agents of the catalog | the model that they call |
-| `AGENTSERVE_SECRETS_DIR` | whatever reads the gateway's variables | a folder with a file per setting that the environment lacks, named as its variable in small letters |
+| `AGENTSERVE_SECRETS_DIR` | what reads the gateway's variables | folder of files `agentserve_…` that hold settings |
 | `AGENTSERVE_BROKER_PASSWORD` | `agentserve broker --username` | the password that it asks for |
 """
 
