@@ -44,9 +44,7 @@ def main() -> int:
     for change in changed:
         say(f"LEFT BEHIND: {change}")
     if not changed and code != CANNOT_RUN:
-        say(
-            "the machine is as it was: no daemon, interface, firewall rule, mount, control group or folder of ours"
-        )
+        say("the machine is as it was: no daemon, interface, firewall rule, mount, control group or folder of ours")
     return code or int(bool(changed))
 
 
