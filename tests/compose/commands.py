@@ -1,6 +1,7 @@
 """How does the harness run a program? Quietly, at the lowest priority; one that fails tells the end of what it said."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,28 +31,35 @@ def ran(
 ) -> str:
     """What the program wrote to its standard output; CannotRun with the end of its errors if it fails."""
     arguments = [*CALM, *map(str, command)]
-    done = subprocess.run(
+    shown = f"`{' '.join(arguments[3:9])} …`"
+    process = subprocess.Popen(
         arguments,
         env={**os.environ, **(env or {})},
         cwd=cwd,
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=within_s,
-        check=False,
+        start_new_session=True,
     )
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip())[-3000:]
-        raise CannotRun(f"`{' '.join(arguments[3:9])} …` ended with {done.returncode}:\n{said}")
-    return done.stdout
+    try:
+        out, err = process.communicate(stdin, timeout=within_s)
+    except subprocess.TimeoutExpired:
+        raise CannotRun(f"{shown} did not end within {within_s:g} s") from None
+    finally:
+        if process.returncode is None:  # with all that it started
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode != 0:
+        raise CannotRun(f"{shown} ended with {process.returncode}:\n{(err.strip() or out.strip())[-3000:]}")
+    return out
 
 
 def works(*command: str | Path, env: Mapping[str, str] | None = None, within_s: float = 60) -> bool:
     """Whether the program is there and ends well."""
     try:
         ran(*command, env=env, within_s=within_s)
-    except (CannotRun, OSError, subprocess.TimeoutExpired):
+    except (CannotRun, OSError):
         return False
     return True
 

@@ -53,7 +53,7 @@ def check_rights() -> None:
         raise CannotRun(
             "no Docker daemon answers and we are not root: start Docker, join the group `docker`, or run this as root"
         )
-    if shutil.which("unshare") is None or not works(*_unshare(new_network=True), "true"):
+    if shutil.which("unshare") is None or not works(*own_namespaces(new_network=True), "true"):
         raise CannotRun(
             "no Docker daemon answers and this machine does not let root make namespaces: start Docker first"
         )
@@ -65,7 +65,7 @@ def own_daemon(tools: Tools, work: Path, *, new_network: bool) -> Iterator[Docke
     socket, log = work / "docker.sock", work / "dockerd.log"
     apart = () if new_network else ("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
     command = [
-        *_unshare(new_network=new_network),
+        *own_namespaces(new_network=new_network),
         *CALM,
         *(sys.executable, str(Path(__file__).with_name("inside.py")), str(work / "shelters")),
         *("dockerd", "--host", f"unix://{socket}", "--data-root", str(work / "data")),
@@ -84,7 +84,8 @@ def own_daemon(tools: Tools, work: Path, *, new_network: bool) -> Iterator[Docke
         socket.unlink(missing_ok=True)
 
 
-def _unshare(*, new_network: bool) -> tuple[str, ...]:
+def own_namespaces(*, new_network: bool = False) -> tuple[str, ...]:
+    """What to write before a command, so that its mounts and processes, and if wanted its network, end with it."""
     network = ("--net",) if new_network else ()
     dies_with_us = ("setpriv", "--pdeathsig", "KILL")
     return (*dies_with_us, "unshare", *network, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -44,7 +45,7 @@ def look() -> Host:
         ),
         mounts=frozenset(line.split()[1] for line in _lines(Path("/proc/self/mounts"))),
         daemons=frozenset(_daemons()),
-        folders=frozenset(name for name in _FOLDERS if Path(name).exists()),
+        folders=frozenset([*(name for name in _FOLDERS if Path(name).exists()), *_ours()]),
         cgroups=frozenset(str(path) for path in _cgroups()),
     )
 
@@ -72,6 +73,10 @@ _FOLDERS += ("/var/lib/docker", "/var/lib/containerd", "/root/.docker")
 def _cgroups() -> list[Path]:
     root = Path("/sys/fs/cgroup")
     return sorted([*root.glob(CGROUP), *root.glob(f"*/{CGROUP}")])
+
+
+def _ours() -> list[str]:
+    return [str(path) for top in (tempfile.gettempdir(), "/dev/shm") for path in Path(top).glob("agentserve-compose-*")]
 
 
 def _daemons() -> list[str]:

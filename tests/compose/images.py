@@ -5,7 +5,6 @@ program of ours that answers what the test asks (Jaeger, Grafana). They are only
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.compose.commands import CannotRun, ran, say
-from tests.compose.daemon import Docker
+from tests.compose.daemon import Docker, own_namespaces
 from tests.compose.packages import Tools, mirror
 
 ROOT: Final = Path(__file__).parents[2]
@@ -23,7 +22,6 @@ OURS: Final = "agentserve:compose-test"
 _STANDINS: Final = Path(__file__).with_name("standins")
 _SUITE: Final = "bookworm"
 _SERVICES: Final = ("redis-server", "redis-tools", "mosquitto", "mosquitto-clients", "prometheus", "wget", "python3")
-_CLUTTER: Final = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
 _BUILD_IMAGE: Final = "agentserve-build:compose-test"
 
 
@@ -108,22 +106,26 @@ def _repository(name: str) -> str:
     return name.rpartition(":")[0]
 
 
+_MAKE_DEBIAN: Final = """
+mount -t tmpfs -o size=3g tmpfs "$1"
+debootstrap --variant=minbase --include="$2" "$3" "$1/root" "$4"
+cd "$1/root"
+rm -rf ./var/cache/apt ./var/lib/apt/lists ./usr/share/doc ./usr/share/man ./usr/share/locale ./usr/share/javascript
+ln -s python3 ./usr/bin/python
+tar --one-file-system -cf "$5" .
+"""
+"""In namespaces of its own, since it mounts, and in memory, since dpkg syncs every file."""
+
+
 def _debian(tools: Tools, root: Path, packages: tuple[str, ...]) -> Path:
-    """A minimal Debian with `packages`, as an archive; made in memory, since dpkg syncs every file."""
-    archive = root.with_suffix(".tar")
+    """A minimal Debian with `packages`, as an archive."""
+    archive, unfinished = root.with_suffix(".tar"), root.with_suffix(".part")
     if archive.exists():
         return archive
-    target = Path("/dev/shm") / f"agentserve-compose-{os.getpid()}-{root.name}"  # ours by its name
-    try:
-        include = f"--include={','.join(packages)}"
-        ran("debootstrap", "--variant=minbase", include, _SUITE, target, mirror(), env=tools.env, within_s=1800)
-        for name in (*_CLUTTER, "usr/share/javascript", "usr/share/nodejs"):
-            shutil.rmtree(target / name, ignore_errors=True)
-        (target / "usr/bin/python").symlink_to("python3")
-        ran("tar", "-C", target, "-cf", archive.with_suffix(".part"), ".")
-        return archive.with_suffix(".part").rename(archive)
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+    root.mkdir(exist_ok=True)
+    arguments = (root, ",".join(packages), _SUITE, mirror(), unfinished)
+    ran(*own_namespaces(), "sh", "-ec", _MAKE_DEBIAN, "debian", *arguments, env=tools.env, within_s=1800)
+    return unfinished.rename(archive)
 
 
 def _import(docker: Docker, archive: Path, name: str, made: StandIn) -> None:
