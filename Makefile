@@ -56,7 +56,7 @@ bench: $(VENV)/.dev  ## measure the scheduler, the emulator, the tracker, the si
 	$(BIN)/python -m benchmarks.simulation
 	$(BIN)/python -m benchmarks.overhead
 
-lab: $(VENV)/.dev  ## compare agentserve with every published policy on simulated GPUs; about 30 minutes on 2 cores
+lab: $(VENV)/.dev  ## compare agentserve with every published policy on simulated GPUs; about 40 minutes on 2 cores
 	$(BIN)/python -m benchmarks.lab.study
 
 lab-quick: $(VENV)/.dev  ## a small part of it, in about three minutes
