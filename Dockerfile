@@ -14,8 +14,10 @@ COPY agentserve agentserve
 COPY scheduler scheduler
 COPY workflows workflows
 RUN pip --python /opt/agentserve/bin/python install --no-cache-dir --no-compile --no-deps . \
- && find /opt/agentserve/lib -type d -name tests -prune -exec rm -rf {} + \
- && find /opt/agentserve/lib -name '*.pyi' -delete
+ && cd /opt/agentserve/lib/python3.*/site-packages \
+ && find . -type d -name tests -prune -exec rm -rf {} + \
+ && find . -name '*.py[ix]' -delete -o -name '*.pxd' -delete -o -name '*.[ach]' -delete -o -name '*_tests.*.so' -delete \
+ && rm -rf zstandard/_cffi.*.so numpy/f2py numpy/_core/_simd.*.so
 # Bytecode of what is really imported, no more: the root is read-only later, and all of it would be 50 MB.
 RUN python -c 'import agentserve.cli, agentserve.cli.doctor, agentserve.doctor.examination, agentserve.gateway.serve, agentserve.emulator.server, agentserve.workers.agent, agentserve.sdk.served, workflows.catalog.load, uvicorn.protocols.http.httptools_impl, opentelemetry.exporter.otlp.proto.http.trace_exporter'
 
@@ -28,7 +30,8 @@ RUN find / -xdev -perm /6000 -type f -exec chmod a-s {} + \
  && rm -rf /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/bin/2to3* /usr/local/include /usr/local/lib/pkgconfig \
       /usr/lib/python3/dist-packages /usr/include /usr/share/perl* /usr/lib/*-linux-gnu/perl* /usr/bin/perl* \
       /usr/bin/apt* /usr/lib/apt /usr/bin/dpkg* /usr/share/dpkg /usr/sbin/dpkg* /var/lib/apt /var/lib/dpkg/info /var/cache/* /var/log/* \
-      /usr/lib/*-linux-gnu/libapt* /usr/lib/*-linux-gnu/gconv /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info \
+      /usr/lib/*-linux-gnu/libapt* /usr/lib/*-linux-gnu/gconv /usr/sbin/*fdisk /usr/sbin/mk* /usr/sbin/*fs /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info \
+      /usr/share/python-wheels /usr/share/bash-completion /usr/lib/valgrind /usr/lib/udev /usr/lib/systemd \
       /root/.cache /tmp/*
 
 FROM scratch

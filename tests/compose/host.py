@@ -23,15 +23,14 @@ class Host:
     cgroups: frozenset[str]
 
     def changes(self, after: "Host") -> list[str]:
-        """What is there now and was not, or was and is not, one line each."""
+        """What is there now and was not, one line each; what others took away meanwhile is no matter."""
         found = []
         for name in (field.name for field in fields(self)):
             was, is_now = getattr(self, name), getattr(after, name)
-            if was != is_now:
-                new, gone = (
-                    (sorted(is_now - was), sorted(was - is_now)) if isinstance(was, frozenset) else (is_now, was)
-                )
-                found.append(f"{name}: now {new}, before {gone}")
+            if isinstance(was, frozenset):
+                found += [f"{name}: {entry}" for entry in sorted(is_now - was)]
+            elif was != is_now:
+                found.append(f"{name}: {is_now}, was {was}")
         return found
 
 

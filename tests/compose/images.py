@@ -5,6 +5,7 @@ program of ours that answers what the test asks (Jaeger, Grafana). They are only
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from packaging.requirements import Requirement
 
 from tests.compose.commands import CannotRun, ran, say
 from tests.compose.daemon import Docker, own_namespaces
@@ -21,6 +24,8 @@ ROOT: Final = Path(__file__).parents[2]
 OURS: Final = "agentserve:compose-test"
 _STANDINS: Final = Path(__file__).with_name("standins")
 _SUITE: Final = "bookworm"
+_PYTHON: Final = "3.11.2"
+"""What that release has."""
 _SERVICES: Final = ("redis-server", "redis-tools", "mosquitto", "mosquitto-clients", "prometheus", "wget", "python3")
 _BUILD_IMAGE: Final = "agentserve-build:compose-test"
 
@@ -142,12 +147,24 @@ def _import(docker: Docker, archive: Path, name: str, made: StandIn) -> None:
 
 def _wheels(folder: Path) -> None:
     """Every package of the image, and what builds our own, as wheels for its Python."""
-    if folder.exists():
-        shutil.rmtree(folder)  # what a cache kept may be of other versions
+    shutil.rmtree(folder, ignore_errors=True)  # what a cache kept may be of other versions
+    folder.mkdir(parents=True)
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", folder)
-    exactly = ("--python-version", "3.11", "--only-binary", ":all:")
-    ran(*pip, *exactly, "--require-hashes", "-r", ROOT / "requirements/image.txt")
+    exactly = ("--python-version", _PYTHON, "--only-binary", ":all:")
+    (folder / "exactly.txt").write_text(_for_its_python((ROOT / "requirements/image.txt").read_text()))
+    ran(*pip, *exactly, "--no-deps", "--require-hashes", "-r", folder / "exactly.txt")
     ran(*pip, *exactly, "hatchling>=1.27", "pip")
+
+
+def _for_its_python(requirements: str) -> str:
+    """The pinned packages that apply to the stand-in's Python: pip would ask whether they apply to ours."""
+    kept = []
+    for block in re.split(r"\n(?=\S)", requirements):
+        head, _, hashes = block.partition("\\")
+        requirement = Requirement(head)
+        if requirement.marker is None or requirement.marker.evaluate({"python_full_version": _PYTHON}):
+            kept.append(f"{requirement.name}{requirement.specifier} \\{hashes}")
+    return "\n".join(kept)
 
 
 def _with_wheels(docker: Docker, wheels: Path) -> None:
