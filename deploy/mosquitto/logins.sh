@@ -60,6 +60,8 @@ mosquitto_passwd -U "$plain"
 put /logins/broker/passwords "$broker_user" < "$plain"
 rm -f "$plain"
 
+chown 1000:1000 /models # a new volume is root's, and vLLM is not
+
 admin=/logins/grafana/admin_password
 if [ -n "${GRAFANA_ADMIN_PASSWORD:-}" ]; then
   printf '%s' "$GRAFANA_ADMIN_PASSWORD" | put "$admin" "$grafana_user"

@@ -134,11 +134,10 @@ def _containers(docker: Docker) -> list[Mapping[str, Any]]:
 def _pytest(docker: Docker, cluster: Cluster) -> int:
     """The tests, from where the published ports can be reached."""
     say("the tests")
-    python = sys.executable
     command = [
         *docker.enter,
         *CALM,
-        python,
+        sys.executable,
         "-m",
         "pytest",
         "tests/compose",
@@ -152,7 +151,6 @@ def _pytest(docker: Docker, cluster: Cluster) -> int:
         **os.environ,
         **docker.env,
         STARTED: json.dumps(dataclasses.asdict(cluster)),
-        "AGENTSERVE_COMPOSE_PYTHON": python,
         "COLUMNS": "160",
     }
     code = subprocess.run(command, cwd=images.ROOT, env=env, stdin=subprocess.DEVNULL, check=False).returncode

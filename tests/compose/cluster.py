@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -12,9 +13,11 @@ from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 
+from tests.compose.images import OURS
+
 ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final = "agentserve-compose-test"
-STARTED: Final = "AGENTSERVE_COMPOSE_STARTED"
+STARTED: Final = "COMPOSE_TEST_STARTED"
 WORKERS: Final = ("a100-80g-1", "a100-80g-2", "h100-1", "h200-1")
 
 
@@ -67,7 +70,14 @@ class Cluster:
 def docker(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the client; it finds daemon and plugin by the environment."""
     return subprocess.run(
-        ["docker", *arguments], cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=300, check=False
+        ["docker", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "AGENTSERVE_IMAGE": OURS},  # tests begin without any AGENTSERVE_ variable
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -98,7 +108,7 @@ def until(condition: Callable[[], Any], what: str, within_s: float = 90.0) -> An
 def agentserve(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start the command line outside of the containers."""
     return subprocess.Popen(
-        [os.environ["AGENTSERVE_COMPOSE_PYTHON"], "-m", "agentserve", *arguments],
+        [sys.executable, "-m", "agentserve", *arguments],
         cwd=ROOT,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "160", **(env or {})},
         stdin=subprocess.DEVNULL,
