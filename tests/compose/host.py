@@ -44,7 +44,7 @@ def look() -> Host:
         ),
         mounts=frozenset(line.split()[1] for line in _lines(Path("/proc/self/mounts"))),
         daemons=frozenset(_daemons()),
-        folders=frozenset([*(name for name in _FOLDERS if Path(name).exists()), *_ours()]),
+        folders=frozenset([*(name for name in _FOLDERS if _is_there(Path(name))), *_ours()]),
         cgroups=frozenset(str(path) for path in _cgroups()),
     )
 
@@ -72,6 +72,13 @@ _FOLDERS += ("/var/lib/docker", "/var/lib/containerd", "/root/.docker")
 def _cgroups() -> list[Path]:
     root = Path("/sys/fs/cgroup")
     return sorted([*root.glob(CGROUP), *root.glob(f"*/{CGROUP}")])
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # a folder of root's, which we could not have changed
+        return False
 
 
 def _ours() -> list[str]:
