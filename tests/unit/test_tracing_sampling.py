@@ -3,32 +3,15 @@
 import random
 
 import pytest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from agentserve.journal import Kind, RunEvent
 from agentserve.telemetry import names
 from agentserve.telemetry.sampling import is_sent_at_once, parse_traceparent, trace_id_of
-from agentserve.telemetry.tracing import SpanSink
 from tests.unit.made_up_run import RUN, START_S, arrived, event, finished, submitted, whole_run
+from tests.unit.traced import Traced
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 WANTED, UNWANTED = f"00-{TRACE}-00f067aa0ba902b7-01", f"00-{TRACE}-00f067aa0ba902b7-00"
-
-
-class Traced:
-    def __init__(self, **options):
-        self._exporter = InMemorySpanExporter()
-        self.sink = SpanSink(SimpleSpanProcessor(self._exporter), **options)
-
-    def take(self, events):
-        for one in events:
-            self.sink.record(one)
-        return self
-
-    @property
-    def spans(self):
-        return self._exporter.get_finished_spans()
 
 
 def tree(spans):

@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from agentserve.errors import BadInput
@@ -25,31 +23,9 @@ from tests.unit.made_up_run import (
     submitted,
     whole_run,
 )
+from tests.unit.traced import Traced
 
 CLIENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-class Traced:
-    """A sink whose spans are kept."""
-
-    def __init__(self, **options):
-        self._exporter = InMemorySpanExporter()
-        self.sink = SpanSink(SimpleSpanProcessor(self._exporter), **options)
-
-    def take(self, events):
-        for one in events:
-            self.sink.record(one)
-        return self
-
-    @property
-    def spans(self):
-        return self._exporter.get_finished_spans()
-
-    def named(self, name):
-        return [span for span in self.spans if span.name == name]
-
-    def children_of(self, span):
-        return [s for s in self.spans if s.parent is not None and s.parent.span_id == span.context.span_id]
 
 
 def ns(at_s):
