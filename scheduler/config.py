@@ -199,7 +199,7 @@ class AgentServeConfig:
     """Price of a second of prefill that evicted prefixes will have to repeat."""
     kv_weight: float = 4.0
     """Price in seconds of filling the last of the KV cache; grows with the square above 80 % use."""
-    split_gain_share: float = 0.5
+    split_gain_share: float = 0.0
     """A prefill/decode split is weighed where it is this much quicker than the best colocated placement."""
     split_candidates: int = 4
     """Best prefill and best decode instances from which pairs are formed."""

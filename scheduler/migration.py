@@ -75,8 +75,11 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     lengths = likely_lengths(demand)
     stay_chance = float(outcome(rest, left_s, np.zeros(1), np.array([seen.step_s]), lengths)[0])
     chance = outcome(rest, left_s, going.cost_s, terms.step_s, lengths)
+    prices = state.config.agentserve
+    draw, draw_tokens = pool.draw_per_s(now_s)
     slowed = np.minimum(pool.stake_tokens, pool.stake * demand.output_tokens) * terms.marginal_s
-    others_lose = pool.stake * np.where(going.by_kv, 0.0, terms.chunk_s) + slowed
+    stalled = (pool.stake + prices.queue_weight * draw * going.cost_s) * np.where(going.by_kv, 0.0, terms.chunk_s)
+    others_lose = stalled + slowed + prices.coming_weight * draw_tokens * terms.marginal_s * terms.decode_s
     pays = targets(pool, call, demand)
     pays &= (gain_s >= max(limits.min_gain_s, limits.min_gain_share * stay_s)) & (gain_s > going.harm_s)
     saves = chance - others_lose >= stay_chance + limits.min_chance_gain

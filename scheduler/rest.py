@@ -14,7 +14,8 @@ look hopeless in the next. Of runs that failed nothing is learned.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import frexp
 from typing import Protocol
 
 import numpy as np
@@ -44,10 +45,15 @@ _EDGES_SHARE = LEAST_SHARE * _EDGES ** (1.0 / SHARE_POWER)
 _ALPHA = 0.02
 """EMA weight of one foreseen rest, and of one run's stretch."""
 _MOST_STRETCH = 8.0
+_TRUSTED_CALLS = 4.0
+"""So many calls with such an SLO count as much as all others of the workflow."""
 _ENDS_WITHIN_S = 0.1
 """A rest of less counts as none: the run ended with its call."""
 _CERTAIN = 0.999
 _LEAST_SLOWER = 1e-3
+_NEAR = 1.2
+_UNFORESEEN = 1e-3
+"""Probability of an SLO that no run like this one has had."""
 _FORECAST_SIGMA = 1.0
 _FORECAST_MEDIAN = float(np.exp(-0.5 * _FORECAST_SIGMA**2))
 _LEAST_SEEN = 5
@@ -95,18 +101,20 @@ class RestBySlo:
     slo_s: float
     progress: Progress
     last: float
-    """Probability that the call ends the run: the SLO tells of its own length then."""
+    """Share of such calls that ended their runs …"""
+    rests_s: Floats
+    """… and equally likely rests of the others."""
     stretch: float
     """What later calls and tools take over what they would take alone."""
 
     def within(self, left_s: Floats) -> Floats:
         """P(the rest takes at most so long | the call takes what is expected of it)."""
         done_s = self.progress.done_s + self.progress.expected_tokens * self.progress.step_s
-        known = self._below(done_s)
+        last, known = self._last(np.array([done_s])), self._below(done_s)
         if known > _CERTAIN:
-            return np.where(left_s >= 0.0, 0.5 * (1.0 + self.last), 0.0)
+            return np.where(left_s >= 0.0, 0.5 * (1.0 + last), 0.0)
         more = (self._below(done_s + left_s / self.stretch) - known) / (1.0 - known)
-        chances: Floats = np.where(left_s >= 0.0, self.last + (1.0 - self.last) * more, 0.0)
+        chances: Floats = np.where(left_s >= 0.0, last + (1.0 - last) * more, 0.0)
         return chances
 
     def chances(self, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
@@ -117,9 +125,10 @@ class RestBySlo:
         if known > _CERTAIN:
             return _apart(self, left_s, step_s, lengths)
         ends: Floats = np.maximum(self._below(done_s + left_s / slower) - known, 0.0) / (1.0 - known)
-        if self.last > _CERTAIN:
-            return ends
         own_s = done_s + lengths * alone_s
+        last = self._last(own_s)
+        if last > _CERTAIN:
+            return ends
         known_by_length = self._below(own_s)
         likely = float(len(lengths) - known_by_length.sum())
         if likely < 1.0 - _CERTAIN:
@@ -128,9 +137,21 @@ class RestBySlo:
         after_s /= self.stretch
         later = self._below(own_s + np.maximum(after_s, 0.0)) - known_by_length
         goes_on: Floats = later.sum(axis=1) / likely
-        goes_on *= 1.0 - self.last
-        goes_on += self.last * ends
+        goes_on *= 1.0 - last
+        goes_on += last * ends
         return goes_on
+
+    def _last(self, own_s: Floats) -> float:
+        """P(the call ends the run | the SLO), for equally likely times alone until the call's end."""
+        if not 0.0 < self.last < 1.0:
+            return self.last
+        ends, goes_on = self._near(own_s), self._near(own_s[:, None] + self.rests_s)
+        ends *= self.last
+        return ends / (ends + (1.0 - self.last) * goes_on)
+
+    def _near(self, alone_s: Floats) -> float:
+        """Mean probability that a run which takes so long alone would be given about this SLO."""
+        return float((self._below(alone_s * _NEAR) - self._below(alone_s / _NEAR)).mean()) + _UNFORESEEN
 
     def _below(self, alone_s: Floats | float) -> Floats:
         found: Floats = np.asarray(np.interp(alone_s / self.slo_s, _EDGES_SHARE, self.cdf, left=0.0))
@@ -172,6 +193,7 @@ class RestModel:
         prior_share = (PRIOR_MEDIAN_SHARE / LEAST_SHARE) ** SHARE_POWER
         self._shares = QuantityModel(config, prior_share, PRIOR_SHARE_SIGMA * SHARE_POWER)
         self._arrays: dict[int, tuple[LengthDistribution, Floats]] = {}
+        self._rests: dict[int, tuple[Floats, float, Floats]] = {}
         self._workflows: dict[str, _Workflow] = {}
         self._most_workflows = config.max_keys
 
@@ -187,8 +209,12 @@ class RestModel:
             return RestByForecast(forecast_s)
         by_visit = self._by_visit(workflow, node, visit)
         if slo_s is not None and known.by_slo > known.by_visit:
-            return self._by_slo(workflow, slo_s, progress, by_visit, known.stretch)
+            return self._by_slo(workflow, slo_s, progress, by_visit, known.stretch(slo_s))
         return by_visit
+
+    def paced(self, workflow: str, slo_s: float | None, took_s: float, needed_s: float) -> None:
+        """A call ended that took so long, waits left out, and would have taken `needed_s` alone, tools included."""
+        self._known(workflow).paced(slo_s, took_s, needed_s)
 
     def learn(self, facts: RunFacts, ended_s: float) -> None:
         """A run succeeded at `ended_s`: learn what was left after each of its calls, and who foresaw it."""
@@ -199,10 +225,9 @@ class RestModel:
         for mark in facts.marks:
             rest_s = _rest_s(facts, mark, ended_s)
             self._visits.observe(_keys(facts.workflow, mark.node, mark.visit), rest_s / UNIT_S + 1.0)
-        known.stretch += _ALPHA * (min(facts.stretch, _MOST_STRETCH) - known.stretch)
         if facts.slo_s is not None:
             share = facts.needed_until_s(ended_s) / facts.slo_s
-            self._shares.observe((("workflow", facts.workflow),), (share / LEAST_SHARE) ** SHARE_POWER)
+            self._shares.observe(_slo_keys(facts.workflow, facts.slo_s), (share / LEAST_SHARE) ** SHARE_POWER)
 
     def _known(self, workflow: str) -> "_Workflow":
         known = self._workflows.get(workflow)
@@ -220,7 +245,7 @@ class RestModel:
         band = np.array([left_s / _BAND - 2.0 * UNIT_S, left_s * _BAND + 2.0 * UNIT_S])
         step_s = np.full(2, mark.decode_s / mark.tokens)
         by_visit = self._by_visit(facts.workflow, mark.node, mark.visit)
-        by_slo = self._by_slo(facts.workflow, facts.slo_s, mark.progress, by_visit, known.stretch)
+        by_slo = self._by_slo(facts.workflow, facts.slo_s, mark.progress, by_visit, known.stretch(facts.slo_s))
         for name, way in (("by_visit", by_visit), ("by_slo", by_slo)):
             low, high = way.chances(band, step_s, mark.lengths)
             before = getattr(known, name)
@@ -232,8 +257,20 @@ class RestModel:
     def _by_slo(
         self, workflow: str, slo_s: float, progress: Progress, by_visit: RestByVisit, stretch: float
     ) -> RestBySlo:
-        shares = self._array(self._shares.distribution((("workflow", workflow),)), at_once=False)
-        return RestBySlo(shares, slo_s, progress, float(by_visit.within(_AT_ONCE)[0]), stretch)
+        shares = self._array(self._shares.distribution(_slo_keys(workflow, slo_s)), at_once=False)
+        return RestBySlo(shares, slo_s, progress, *self._ends(by_visit), stretch)
+
+    def _ends(self, by_visit: RestByVisit) -> tuple[float, Floats]:
+        """Share of the calls after which runs ended, and equally likely rests of the others."""
+        kept = self._rests.get(id(by_visit.cdf))
+        if kept is not None and kept[0] is by_visit.cdf:
+            return kept[1], kept[2]
+        if len(self._rests) >= 4096:
+            self._rests.clear()
+        last = float(by_visit.within(_AT_ONCE)[0])
+        rests_s: Floats = np.interp(last + (1.0 - last) * _MIDDLES, by_visit.cdf, _EDGES_S)
+        self._rests[id(by_visit.cdf)] = by_visit.cdf, last, rests_s
+        return last, rests_s
 
     def _array(self, lengths: LengthDistribution, *, at_once: bool) -> Floats:
         """The distribution as an array; `at_once`: its first bucket is a step at 0, runs that end there."""
@@ -250,6 +287,7 @@ class RestModel:
 
 
 _AT_ONCE = np.array([_ENDS_WITHIN_S])
+_MIDDLES = (np.arange(8) + 0.5) / 8
 
 
 @dataclass(slots=True)
@@ -261,7 +299,46 @@ class _Workflow:
     """How well what was left was foreseen by visits …"""
     by_slo: float = 0.0
     """… and by the SLO (EMA)."""
-    stretch: float = 1.0
+    pace: "_Pace" = field(default_factory=lambda: _Pace())
+    paces: dict[int, "_Pace"] = field(default_factory=dict)
+    """The same by SLO, a doubling apart: long runs are served at another pace than short ones."""
+
+    def paced(self, slo_s: float | None, took_s: float, needed_s: float) -> None:
+        """A call ended."""
+        self.pace.add(took_s, needed_s)
+        if slo_s is not None:
+            self.paces.setdefault(_doubling(slo_s), _Pace()).add(took_s, needed_s)
+
+    def stretch(self, slo_s: float) -> float:
+        """What calls and tools take over what they take alone in runs with such an SLO."""
+        own = self.paces.get(_doubling(slo_s))
+        if own is None:
+            return self.pace.ratio
+        return self.pace.ratio + own.calls / (own.calls + _TRUSTED_CALLS) * (own.ratio - self.pace.ratio)
+
+
+@dataclass(slots=True)
+class _Pace:
+    """What calls took and would have taken alone, in sums in which old ones fade."""
+
+    calls: int = 0
+    took_s: float = 0.0
+    needed_s: float = 0.0
+
+    def add(self, took_s: float, needed_s: float) -> None:
+        """A call ended."""
+        self.calls += 1
+        self.took_s += took_s - _ALPHA * self.took_s
+        self.needed_s += needed_s - _ALPHA * self.needed_s
+
+    @property
+    def ratio(self) -> float:
+        """At least 1, and no more than what can be believed."""
+        return min(max(self.took_s / max(self.needed_s, 1e-6), 1.0), _MOST_STRETCH)
+
+
+def _doubling(slo_s: float) -> int:
+    return min(max(frexp(slo_s)[1], -6), 24)
 
 
 def _some(marks: Sequence[Mark]) -> Sequence[Mark]:
@@ -274,3 +351,7 @@ def _rest_s(facts: RunFacts, mark: Mark, ended_s: float) -> float:
 
 def _keys(workflow: str, node: str, visit: int) -> tuple[Key, ...]:
     return ("workflow", workflow), ("node", workflow, node), ("visit", workflow, node, str(min(visit, MAX_VISIT)))
+
+
+def _slo_keys(workflow: str, slo_s: float) -> tuple[Key, ...]:
+    return ("workflow", workflow), ("slo", workflow, str(_doubling(slo_s)))

@@ -342,7 +342,12 @@ class ClusterState:
         self.waiting.leave(call)
         seat = call.seat
         needs = self.alone.needs(call.arrived, 0.0 if seat is None else seat.cached_tokens)
-        self.runs.ended(call, self.now_s, self.alone.of(call.arrived, call.emitted), *needs)
+        facts = self.runs.of(call)
+        took_s, needed_s = self.runs.ended(call, self.now_s, self.alone.of(call.arrived, call.emitted), *needs)
+        deadline_s = call.deadline_s
+        is_lost = deadline_s is not None and deadline_s <= self.now_s
+        if seat is not None and seat.first_token_s is not None and not is_lost:
+            self.rests.paced(facts.workflow, facts.slo_s, took_s, needed_s)
         if call.seat is not None:
             self.recent.put_out(call.seat.decode, call.emitted, self.now_s)
         _remember(self._ended, call.request_id, self.config.max_ended)
