@@ -123,18 +123,32 @@ class RestBySlo:
         known = self.curve.at(done_s / self.slo_s)
         if known > _CERTAIN:
             return _apart(self, left_s, step_s, lengths)
-        ends: Floats = np.maximum(self._below(done_s + left_s / slower) - known, 0.0) / (1.0 - known)
-        if self.last > _CERTAIN:
-            return ends
-        own_s = done_s + lengths * alone_s
-        known_by_length = self._below(own_s)
-        likely = float(len(lengths) - known_by_length.sum())
+        rows, count = len(left_s), len(lengths) if self.last <= _CERTAIN else 0
+        alone_s_of = np.empty(rows + count + rows * count)  # of all at once: one look-up instead of three
+        np.divide(left_s, slower, out=alone_s_of[:rows])
+        alone_s_of[:rows] += done_s
+        if count:
+            own_s = np.multiply(lengths, alone_s, out=alone_s_of[rows : rows + count])
+            own_s += done_s
+            after_s = np.multiply(step_s[:, None], lengths, out=alone_s_of[rows + count :].reshape(rows, count))
+            np.subtract(left_s[:, None], after_s, out=after_s)
+            after_s /= self.stretch
+            np.maximum(after_s, 0.0, out=after_s)
+            after_s += own_s
+        alone_s_of /= self.slo_s
+        below = self.curve.all_at(alone_s_of)
+        ends = below[:rows]
+        ends -= known
+        np.maximum(ends, 0.0, out=ends)
+        ends /= 1.0 - known
+        known_by_length = below[rows : rows + count]
+        likely = float(count - np.add.reduce(known_by_length))
         if likely < 1.0 - _CERTAIN:
             return ends
-        after_s = left_s[:, None] - step_s[:, None] * lengths
-        after_s /= self.stretch
-        later = self._below(own_s + np.maximum(after_s, 0.0)) - known_by_length
-        goes_on: Floats = later.sum(axis=1) / likely
+        later = below[rows + count :].reshape(rows, count)
+        later -= known_by_length
+        goes_on: Floats = np.add.reduce(later, axis=1)
+        goes_on /= likely
         goes_on *= 1.0 - self.last
         goes_on += self.last * ends
         return goes_on
@@ -178,7 +192,7 @@ class RestByForecast:
     def within(self, left_s: Floats) -> Floats:
         """P(the rest takes at most so long); the normal distribution is taken as the logistic."""
         if self.mean_s <= 0.0:
-            return np.where(left_s >= 0.0, 1.0, 0.0)
+            return (left_s >= 0.0).astype(np.float64)
         ratio = _FORECAST_MEDIAN * self.mean_s / np.maximum(left_s, 1e-9)
         chances: Floats = np.where(left_s > 0.0, 1.0 / (1.0 + np.minimum(ratio, 1e9) ** (1.702 / _FORECAST_SIGMA)), 0.0)
         return chances
@@ -189,6 +203,9 @@ class RestByForecast:
 
     def chances_here(self, left_s: Sequence[float], step_s: float, lengths: Sequence[float]) -> list[float]:
         """The same at one placement."""
+        if self.mean_s <= 0.0:
+            count = len(lengths)
+            return [sum(left - step_s * length >= 0.0 for length in lengths) / count for left in left_s]
         return _apart_here(self, left_s, step_s, lengths)
 
 
@@ -196,13 +213,16 @@ def _apart(rest: Rest, left_s: Floats, step_s: Floats, lengths: Floats) -> Float
     """P(call and rest end in time) where the call's length says nothing of the rest."""
     times_s = step_s[:, None] * lengths
     np.subtract(left_s[:, None], times_s, out=times_s)
-    chances: Floats = rest.within(times_s).mean(axis=1)
+    chances: Floats = np.add.reduce(rest.within(times_s), axis=1)
+    chances /= len(lengths)
     return chances
 
 
 def _apart_here(rest: Rest, left_s: Sequence[float], step_s: float, lengths: Sequence[float]) -> list[float]:
-    chances: list[float] = _apart(rest, np.array(left_s), np.full(len(left_s), step_s), np.array(lengths)).tolist()
-    return chances
+    """The same at one placement, as one array: NumPy's powers differ from Python's in the last bit."""
+    times_s = [left - step_s * length for left in left_s for length in lengths]
+    chances, count = rest.within(np.array(times_s)).tolist(), len(lengths)
+    return [total(chances[start : start + count]) / count for start in range(0, len(chances), count)]
 
 
 class RestModel:

@@ -60,7 +60,9 @@ def likely_lengths(demand: Demand) -> Floats:
 
 def expected_rest_s(rest: Rest, left_s: float) -> float:
     """E[min(rest, left)]: what the run still does, if it is given up at its deadline."""
-    return float(1.0 - rest.within(_MIDDLES * left_s).mean()) * left_s if left_s > 0.0 else 0.0
+    if left_s <= 0.0:
+        return 0.0
+    return float(1.0 - np.add.reduce(rest.within(_MIDDLES * left_s)) / len(_MIDDLES)) * left_s
 
 
 def stake(rest: Rest, left_s: float, step_s: float, remaining_tokens: float) -> float:

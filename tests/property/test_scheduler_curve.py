@@ -8,8 +8,8 @@ from scheduler.curve import Curve
 from scheduler.rest import _EDGES_S, _EDGES_SHARE, Rest, RestByForecast, RestBySlo, RestByVisit
 from scheduler.runs import Progress
 
-CHANCES = st.lists(st.floats(0.0, 1.0), min_size=len(_EDGES_S), max_size=len(_EDGES_S)).map(
-    lambda drawn: np.sort(np.array([*drawn[:-1], 1.0]))
+CHANCES = st.integers(0, 2**32 - 1).map(
+    lambda seed: np.append(np.sort(np.random.default_rng(seed).random(len(_EDGES_S) - 1)), 1.0)
 )
 SECONDS = st.floats(-100.0, 5000.0)
 LENGTHS = st.lists(st.floats(1.0, 3000.0), min_size=1, max_size=7)
