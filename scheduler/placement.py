@@ -243,16 +243,18 @@ def add_pairs(options: Options, call: Call, demand: Demand, prices: AgentServeCo
     pool, terms = options.pool, options.terms
     if not pool.kv_groups:
         return
-    is_served = bool(options.allowed.any())
+    is_served = options.count() > 0
     if is_served and (call.emitted or not pool.may_split):
         return
-    able = fits(pool, demand) & (pool.link > 0.0)
-    if call.emitted:
-        able &= pool.can_replay
     first = options.ready_s - terms.seat_s + options.prefill_harm_s
     second = terms.seat_s + terms.decode_s + options.decode_harm_s
     margin = prices.split_gain_share if is_served else 0.0
     below_s, count = below_s / (1.0 + margin), prices.split_candidates
+    if first.item(first.argmin()) + second.item(second.argmin()) >= below_s:
+        return  # no pair of any two instances would do
+    able = fits(pool, demand) & (pool.link > 0.0)
+    if call.emitted:
+        able &= pool.can_replay
     last_resorts = () if is_served else ((call.failed_on, False), (None, False))
     for avoid, shuns_broken in ((call.failed_on, True), *last_resorts):
         rows = _pairs(pool, able, avoid, first, second, below_s, count)

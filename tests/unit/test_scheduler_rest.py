@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from scheduler.config import LengthConfig
+from scheduler.curve import Curve
 from scheduler.decisions import LengthForecast
 from scheduler.latency import Demand
-from scheduler.rest import _EDGES_SHARE, Rest, RestByForecast, RestBySlo, RestByVisit, RestModel
+from scheduler.rest import _EDGES_SHARE, Ends, Rest, RestByForecast, RestBySlo, RestByVisit, RestModel
 from scheduler.runs import Mark, Progress, RunFacts
 from scheduler.stakes import expected_rest_s, likely_lengths, outcome, stake
 
@@ -59,7 +60,9 @@ def by_slo(
 ) -> RestBySlo:
     """An SLO of 10 s of which runs are known to take a share (to within a bucket of 4 %)."""
     cdf = np.where(share < _EDGES_SHARE, 1.0, 0.0)
-    return RestBySlo(cdf, 10.0, Progress(done_s, TOKEN_S, 100.0), last, np.array(rests_s), stretch)
+    return RestBySlo(
+        Curve(_EDGES_SHARE, cdf), 10.0, Progress(done_s, TOKEN_S, 100.0), Ends(last, np.array(rests_s)), stretch
+    )
 
 
 def test_before_five_runs_have_ended_the_forecast_is_believed() -> None:
@@ -214,14 +217,21 @@ def test_the_way_that_foresees_better_of_late_is_followed() -> None:
     assert isinstance(model.rest("w", "n", 1, None, FRESH, 0.0), RestByVisit)  # without an SLO there is one way only
 
 
-def test_kept_arrays_are_bounded() -> None:
-    model = RestModel(LengthConfig())
+def test_kept_distributions_are_bounded_however_many_nodes_are_asked_about() -> None:
+    model = RestModel(LengthConfig(max_keys=100))
     kept = []
-    for i in range(4500):
-        facts, ended_s = ended(4.0, calls=1)
-        facts.workflow = f"w{i}"
+    for i in range(250):
+        model._by_visit("w", f"n{i}", 1)
+        kept.append(len(model._kept))
+    assert max(kept) == 100
+
+
+def test_what_is_learned_replaces_what_was_kept() -> None:
+    model = learned(*[ended(4.0)] * 5)
+    before, _ = model._by_visit("w", "n", 1)
+    assert model._by_visit("w", "n", 1)[0] is before
+    facts, ended_s = ended(400.0)
+    for _ in range(5):
         model.learn(facts, ended_s)
-        model._by_visit(facts.workflow, "n", 1)
-        kept.append(len(model._arrays))
-    assert max(kept) == 4096
-    assert kept[-1] < 4096
+    after, _ = model._by_visit("w", "n", 1)
+    assert within(after, 5.0) < within(before, 5.0)
