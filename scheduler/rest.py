@@ -77,7 +77,7 @@ class Rest(Protocol):
         ...
 
     def chances_here(self, left_s: Sequence[float], step_s: float, lengths: Sequence[float]) -> list[float]:
-        """The same, bit for bit, at one placement for a few times left and at most seven lengths, much faster."""
+        """The same, bit for bit, at one placement for a few times left and at most eight lengths, much faster."""
         ...
 
 
@@ -188,11 +188,11 @@ class RestBySlo:
             return ends
         found = []
         for left, end in zip(left_s, ends, strict=True):
-            goes_on = 0.0
+            later = []
             for length, own, before in zip(lengths, own_s, known_by_length, strict=True):
                 after_s = max((left - step_s * length) / self.stretch, 0.0)
-                goes_on += below((own + after_s) / slo_s) - before
-            found.append(goes_on / likely * (1.0 - last) + last * end)
+                later.append(below((own + after_s) / slo_s) - before)
+            found.append(total(later) / likely * (1.0 - last) + last * end)
         return found
 
     def _last(self, own_s: Floats) -> float:
@@ -315,14 +315,14 @@ class RestModel:
         if facts.slo_s is None or mark.progress is None or mark.lengths is None:
             return
         left_s = mark.decode_s + rest_s
-        band = np.array([left_s / _BAND - 2.0 * UNIT_S, left_s * _BAND + 2.0 * UNIT_S])
-        step_s = np.full(2, mark.decode_s / mark.tokens)
+        band = left_s / _BAND - 2.0 * UNIT_S, left_s * _BAND + 2.0 * UNIT_S
+        step_s, lengths = mark.decode_s / mark.tokens, mark.lengths.tolist()
         by_visit, ends = self._by_visit(facts.workflow, mark.node, mark.visit)
         by_slo = self._by_slo(facts.workflow, facts.slo_s, mark.progress, ends, known.stretch(facts.slo_s))
         for name, way in (("by_visit", by_visit), ("by_slo", by_slo)):
-            low, high = way.chances(band, step_s, mark.lengths)
+            low, high = way.chances_here(band, step_s, lengths)
             before = getattr(known, name)
-            setattr(known, name, before + _ALPHA * (float(high - low) - before))
+            setattr(known, name, before + _ALPHA * (high - low - before))
 
     def _by_visit(self, workflow: str, node: str, visit: int) -> tuple[RestByVisit, Ends]:
         """Rests after the visit, and how runs went on there."""

@@ -12,7 +12,7 @@ CHANCES = st.integers(0, 2**32 - 1).map(
     lambda seed: np.append(np.sort(np.random.default_rng(seed).random(len(_EDGES_S) - 1)), 1.0)
 )
 SECONDS = st.floats(-100.0, 5000.0)
-LENGTHS = st.lists(st.floats(1.0, 3000.0), min_size=1, max_size=7)
+LENGTHS = st.lists(st.floats(1.0, 3000.0), min_size=1, max_size=8)
 RESTS = st.one_of(
     st.builds(RestByVisit, CHANCES.map(lambda chances: Curve(_EDGES_S, chances))),
     st.builds(RestByForecast, st.floats(0.0, 100.0)),
