@@ -20,6 +20,10 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: int = Field(8080, ge=1, le=65535)
     """Port to listen on."""
+    tenants_file: Path | None = None
+    """Tenants and hashes of their API keys (TOML, see `agentserve keys`); unset: anybody may call, on loopback only."""
+    allow_anonymous: bool = False
+    """Let everybody call without a key also on an address that other machines reach: something else must guard it."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://` or `unix://` URL of Redis 7+ or Valkey 8+."""
     mqtt_url: str | None = "mqtt://127.0.0.1:1883"

@@ -70,7 +70,7 @@ def _targets(given: Sequence[Target], heard: Heard, seen: Seen) -> list[Target]:
             model=str(one["model"]),
         )
         for one in seen.instances
-        if one["state"] != LOST
+        if one["state"] != LOST and one["url"] is not None  # addresses are told to admins only
     ]
     by_url: dict[str, Target] = {}
     for target in (*announced, *given, *known):

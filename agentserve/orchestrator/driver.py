@@ -307,6 +307,8 @@ class Orchestrator:
             run_id=request.run_id,
             workflow=request.workflow,
             node=request.node,
+            tenant=request.tenant,
+            tenant_weight=request.tenant_weight,
             run_deadline_s=request.run_deadline_s,
             target_deadline_s=request.target_deadline_s,
             latest_deadline_s=request.latest_deadline_s,
