@@ -1,10 +1,11 @@
 """Every setting of the gateway, read once from `AGENTSERVE_*` variables; a bad value names its variable."""
 
+import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentserve.errors import BadInput
@@ -42,6 +43,21 @@ class Settings(BaseSettings):
     """Share of the runs that end in time whose spans are exported; late and failed runs always are."""
     profiles: Annotated[tuple[Path, ...], NoDecode] = ()
     """Files of the user's own GPU profiles; in the variable with `:` between them (`;` on Windows)."""
+    engine_networks: str = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
+    """Networks in which engines may be that workers announce, with commas between them; `--engine` may name any other.
+    This machine and private networks, without link-local addresses, where clouds keep credentials."""
+    announce_secret: SecretStr | None = None
+    """Only workers that sign with the key that `agentserve keys worker` makes of this are believed; unset: all are."""
+    worker_key: SecretStr | None = None
+    """With what a worker signs its messages; a file of its own for each worker."""
+    tls_cert_file: Path | None = None
+    """The gateway's certificate chain (PEM); with `tls_key_file` it speaks HTTPS only."""
+    tls_key_file: Path | None = None
+    """And its private key."""
+    redis_ca_file: Path | None = None
+    """Certificates (PEM) that sign a `rediss://` server's; unset: those of the system. It is checked in any case."""
+    mqtt_ca_file: Path | None = None
+    """The same for `mqtts://`, also of workers."""
     engine_api_key: SecretStr | None = None
     """Bearer token that the engines ask for; workers and `engine probe` read the same variable."""
     kv_moves: bool = False
@@ -84,6 +100,19 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Level of the HTTP server's log."""
 
+    @field_validator("engine_networks")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for text in filter(None, value.split(",")):
+            ipaddress.ip_network(text.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("give tls_cert_file and tls_key_file, or none of them")
+        return self
+
     @field_validator("profiles", mode="before")
     @classmethod
     def _paths(cls, value: Any) -> Any:
@@ -103,7 +132,12 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(_secrets_dir=secrets_dir, **given)  # type: ignore[arg-type, call-arg]  # pydantic takes and checks both
     except ValidationError as error:
-        problems = "; ".join(
-            f"AGENTSERVE_{str(e['loc'][0]).upper()}={e.get('input')!r}: {e['msg']}" for e in error.errors()
-        )
+        problems = "; ".join(_told(details) for details in error.errors())
         raise BadInput(f"bad setting: {problems}") from None
+
+
+def _told(details: Any) -> str:
+    """What is wrong, without the values of a whole (secrets among them)."""
+    if not details["loc"]:
+        return str(details["msg"]).removeprefix("Value error, ")
+    return f"AGENTSERVE_{str(details['loc'][0]).upper()}={details.get('input')!r}: {details['msg']}"

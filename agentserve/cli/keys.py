@@ -1,4 +1,4 @@
-"""`agentserve keys`: make, list and revoke the API keys of tenants. A running gateway takes the change up by itself."""
+"""`agentserve keys`: API keys of tenants, which a running gateway takes up by itself, and keys of workers."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from agentserve.cli.cluster import JsonFlag
 from agentserve.errors import BadInput
 
 FileFlag = Annotated[Path | None, typer.Option("--file", help="The tenants' file [default: $AGENTSERVE_TENANTS_FILE]")]
-keys = typer.Typer(help="API keys of tenants: new, list, revoke.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of tenants (new, list, revoke) and keys of workers.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -65,6 +65,25 @@ def list_(file: FileFlag = None, json: JsonFlag = False) -> None:
     for row in rows:
         table.add_row(str(row["id"]), str(row["tenant"]), "yes" if row["admin"] else "", str(row["made_at"] or "–"))
     Console(highlight=False).print(table)
+
+
+@keys.command()
+def worker(
+    worker_id: Annotated[str, typer.Argument(metavar="ID", help="The worker's id")],
+    cluster: Annotated[
+        str | None, typer.Option(help="Cluster name [default: $AGENTSERVE_CLUSTER, else default]")
+    ] = None,
+) -> None:
+    """Print a worker's AGENTSERVE_WORKER_KEY, with which it signs, made of the gateway's AGENTSERVE_ANNOUNCE_SECRET."""
+    from agentserve.settings import load_settings
+    from agentserve.telemetry.signing import worker_key
+
+    settings = load_settings(cluster=cluster)
+    if settings.announce_secret is None:
+        raise BadInput(
+            "set AGENTSERVE_ANNOUNCE_SECRET to the gateway's secret, or put its file into AGENTSERVE_SECRETS_DIR"
+        )
+    typer.echo(worker_key(settings.announce_secret.get_secret_value(), settings.cluster, worker_id))
 
 
 @keys.command()

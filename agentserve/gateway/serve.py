@@ -70,7 +70,9 @@ async def run_gateway(
             try:
                 await server.answering.wait()
                 if on_ready is not None and server.started:
-                    on_ready(f"http://{settings.host}:{listener.getsockname()[1]}")
+                    on_ready(
+                        f"{'http' if settings.tls_cert_file is None else 'https'}://{settings.host}:{listener.getsockname()[1]}"
+                    )
                 await asyncio.shield(serving)
                 if not server.started:
                     raise Unavailable("the gateway could not start; its log says why")
@@ -137,6 +139,12 @@ def _metrics_page(metrics: MetricSink, orchestrator: Orchestrator, fleet: Fleet,
                     "agentserve_broker_connected",
                     "1: the broker is there; 0: it is not. Nothing without a broker in the settings.",
                     lambda: None if fleet.bus is None else float(fleet.bus.connected),
+                ),
+                Reading(
+                    "agentserve_worker_messages_unsigned",
+                    "Messages on workers' topics that their worker had not signed, and that were ignored.",
+                    lambda: fleet.registry.unsigned,
+                    is_counter=True,
                 ),
                 Reading("agentserve_journal_waiting_events", "Events not yet in Redis.", lambda: journal.waiting),
                 Reading(
@@ -210,6 +218,8 @@ def _uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=_LAST_BYTES_S,
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
     )
 
 

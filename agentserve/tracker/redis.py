@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
 from weakref import WeakValueDictionary
 
@@ -68,8 +69,9 @@ class RedisStore:
         max_listed_runs: int = 10_000,
         timeout_s: float = 5.0,
         connect_timeout_s: float = 1.0,
+        ca_file: Path | None = None,
     ) -> None:
-        self._connection = Connection(url, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
+        self._connection = Connection(url, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, ca_file=ca_file)
         self._keys = Keys(cluster)
         self.modes = RedisModes(self._connection, self._keys)
         self._run_ttl_s = run_ttl_s
@@ -92,6 +94,7 @@ class RedisStore:
             max_run_steps=settings.max_run_steps,
             max_listed_runs=settings.max_listed_runs,
             connect_timeout_s=settings.connect_timeout_s,
+            ca_file=settings.redis_ca_file,
         )
         try:
             await store.ping()

@@ -18,6 +18,7 @@ for the others a second of their own is dearer on a stronger instance: just enou
 """
 
 from dataclasses import dataclass
+from math import log2
 
 import numpy as np
 
@@ -107,6 +108,7 @@ class AgentServe:
 
 
 _NO_DEADLINE_RANK = 1e9
+_AHEAD_S = 30.0
 _LOST_RANK = 1e10
 
 
@@ -147,7 +149,7 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     lengths = likely_lengths(demand) if call.emitted or call.arrived.max_tokens else call.distribution.spread
     chance = outcome(rest, deadline_s - now_s, options.ready_s, options.step_s, lengths)
     price += 1.0
-    price -= chance
+    price -= chance * state.shares.worth(call, now_s)
     best = float(chance.max(where=options.allowed, initial=0.0))
     is_lost = best < prices.lost_chance or deadline_s <= now_s
     return _Priced(price, chance, loss, delay_s, rest, is_lost)
@@ -167,19 +169,20 @@ def _waits(call: Call, state: ClusterState, options: Options, priced: _Priced, b
     if deadline_s is None or priced.chance is None or priced.rest is None:
         return None
     facts, loss = state.runs.of(call), priced.loss.item(best)
+    worth = state.shares.worth(call, now_s)
     if priced.is_lost:
         if loss <= prices.lost_loss:
             return None
         waited_s = facts.waited_s + now_s - call.arrived_s
         limit_s = prices.lost_wait_s + prices.lost_wait_slos * (facts.slo_s or 0.0)
-        return f"run lost: gives way, others would lose {loss:.3f}" if waited_s < limit_s else None
+        return f"run lost: gives way, others would lose {loss:.3f}" if waited_s * worth < limit_s else None
     if facts.served_calls or call.attempt:
         return None
     left_s, own_s = deadline_s - now_s, max(options.own_s.item(best), 0.1)
     calls = 1.0 + prices.busy_share * expected_rest_s(priced.rest, left_s) / own_s
     cost = prices.life_weight * loss * calls
     chance = priced.chance.item(best)
-    if chance >= cost:
+    if chance * worth >= cost:
         return None
     return f"new run waits: would cost others {cost:.2f} in about {calls:.1f} calls, for a chance of {chance:.2f}"
 
@@ -194,11 +197,15 @@ def _rule(priced: _Priced, best: int, total: int) -> str:
 
 
 def priority(call: Call, state: ClusterState, predicted_s: float, now_s: float) -> int:
-    """Engine priority by latest start; a call without deadline has `best_effort_slack_s` of slack."""
+    """Engine priority by latest start; a call without deadline has `best_effort_slack_s` of slack.
+
+    Calls of a tenant that was served less than its share start so much earlier: `_AHEAD_S` if they weigh twice as much.
+    """
     deadline_s = call.deadline_s
     if deadline_s is None:
         deadline_s = call.arrived_s + predicted_s + state.config.agentserve.best_effort_slack_s
-    since_s = deadline_s - predicted_s - (state.epoch_s if state.epoch_s is not None else now_s)
+    ahead_s = log2(state.shares.worth(call, now_s)) * _AHEAD_S
+    since_s = deadline_s - predicted_s - ahead_s - (state.epoch_s if state.epoch_s is not None else now_s)
     return int(min(max(round(since_s * PRIORITY_PER_S), -(2**31)), LOWEST_PRIORITY - 1))
 
 

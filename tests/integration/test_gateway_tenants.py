@@ -1,6 +1,7 @@
 """Who may do what on a real gateway: no route without a key, and no tenant sees what is another's."""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from starlette.routing import Route
 
 from agentserve.emulator.config import EmulatorConfig
+from agentserve.errors import BadInput
 from agentserve.gateway.guard import OPEN
 from agentserve.tenants.book import TenantBook
 from agentserve.tenants.file import add_key, revoke_key
@@ -264,3 +266,13 @@ async def test_a_new_key_opens_and_a_revoked_one_does_not_without_a_restart(keys
 
         await until(is_shut)
         assert await status(keys.of["two"]) == 200
+
+
+async def test_a_worker_cannot_lead_the_gateway_out_of_its_networks() -> None:
+    async with gateway(FAST) as made:
+        (known,) = made.orchestrator.instances.values()
+        rogue = replace(known.spec, instance_id="rogue")
+        with pytest.raises(BadInput, match="AGENTSERVE_ENGINE_NETWORKS"):
+            made.orchestrator.joined(rogue, "http://169.254.169.254", "vllm", announced=True)
+        listed = (await made.client.get("/v1/cluster")).json()["instances"]
+        assert [one["instance_id"] for one in listed] == ["e0"]
