@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     """While so many calls are in flight, further ones are refused with 429."""
     max_live_pages: int = Field(16, ge=0)
     """Streams for the page at `/ui` at a time; 0: no page is fed."""
+    max_connections: int = Field(4096, ge=1)
+    """Open connections of clients; further ones are closed at once."""
+    head_timeout_s: float = Field(15.0, gt=0)
+    """How long a client may take to send the head of a request."""
     default_slo_s: float | None = Field(None, gt=0)
     """SLO of runs that are made without one; unset: they have none."""
     max_slo_s: float = Field(86_400.0, gt=0)

@@ -51,6 +51,13 @@ class UnsupportedEncoding(BadInput):
     code = "unsupported_encoding"
 
 
+class SlowBody(BadInput):
+    """A body did not come in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class Overloaded(AgentServeError):
     """More calls are in flight, or more pages open, than the gateway takes."""
 

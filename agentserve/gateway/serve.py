@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from agentserve.errors import BadInput, Unavailable
 from agentserve.gateway.app import create_app
+from agentserve.gateway.connections import bounded
 from agentserve.gateway.fleet import Fleet
 from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
@@ -209,7 +210,7 @@ async def _stop_on_signal(
 def _uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=bounded(settings.head_timeout_s, settings.max_connections),
         ws="none",
         lifespan="on",
         log_config=None,
