@@ -18,7 +18,6 @@ for the others a second of their own is dearer on a stronger instance: just enou
 """
 
 from dataclasses import dataclass
-from math import log2
 
 import numpy as np
 
@@ -108,7 +107,6 @@ class AgentServe:
 
 
 _NO_DEADLINE_RANK = 1e9
-_AHEAD_S = 30.0
 _LOST_RANK = 1e10
 
 
@@ -175,7 +173,8 @@ def _waits(call: Call, state: ClusterState, options: Options, priced: _Priced, b
             return None
         waited_s = facts.waited_s + now_s - call.arrived_s
         limit_s = prices.lost_wait_s + prices.lost_wait_slos * (facts.slo_s or 0.0)
-        return f"run lost: gives way, others would lose {loss:.3f}" if waited_s * worth < limit_s else None
+        # A tenant above its share gives way for as long as that costs others: its lost runs would fill every place.
+        return f"run lost: gives way, others would lose {loss:.3f}" if worth < 1.0 or waited_s < limit_s else None
     if facts.served_calls or call.attempt:
         return None
     left_s, own_s = deadline_s - now_s, max(options.own_s.item(best), 0.1)
@@ -197,15 +196,11 @@ def _rule(priced: _Priced, best: int, total: int) -> str:
 
 
 def priority(call: Call, state: ClusterState, predicted_s: float, now_s: float) -> int:
-    """Engine priority by latest start; a call without deadline has `best_effort_slack_s` of slack.
-
-    Calls of a tenant that was served less than its share start so much earlier: `_AHEAD_S` if they weigh twice as much.
-    """
+    """Engine priority by latest start; a call without deadline has `best_effort_slack_s` of slack."""
     deadline_s = call.deadline_s
     if deadline_s is None:
         deadline_s = call.arrived_s + predicted_s + state.config.agentserve.best_effort_slack_s
-    ahead_s = log2(state.shares.worth(call, now_s)) * _AHEAD_S
-    since_s = deadline_s - predicted_s - ahead_s - (state.epoch_s if state.epoch_s is not None else now_s)
+    since_s = deadline_s - predicted_s - (state.epoch_s if state.epoch_s is not None else now_s)
     return int(min(max(round(since_s * PRIORITY_PER_S), -(2**31)), LOWEST_PRIORITY - 1))
 
 
