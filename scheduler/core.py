@@ -303,9 +303,11 @@ class Scheduler:
         """Ask about the first few waiting calls again, and about more for as long as some of them go."""
         room, decisions = self._state.waiting, list[Decision]()
         tries = tries or self.config.waiting_tries
+        shares = self._state.shares
+        turn = (lambda tenants: shares.in_turn(tenants, now_s)) if shares.order_calls else None
         while room:
             before = len(room)
-            for call in room.first(tries):
+            for call in room.first(tries, turn):
                 decisions += self._place(cause_id, call, now_s)
             if len(room) == before:
                 break

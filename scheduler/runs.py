@@ -221,3 +221,10 @@ def _mark(call: Call, facts: RunFacts, now_s: float, done_s: float, step_s: floa
 def session_of(call: Call) -> str:
     """The session that shares the call's prefix: as the client named it, else its run."""
     return call.arrived.session_id or call.arrived.run_id
+
+
+def remember(ids: dict[str, None], name: str, limit: int) -> None:
+    """Add an id to those that were; past `limit` the oldest is forgotten."""
+    ids[name] = None
+    if len(ids) > limit:
+        del ids[next(iter(ids))]

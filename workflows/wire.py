@@ -49,6 +49,7 @@ def run_to_plain(run: Run) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "workflow": run.workflow,
+        "tenant": run.tenant,
         "submitted_s": run.submitted_s,
         "slo_s": run.slo_s,
         "deadline_s": run.deadline_s,
@@ -68,6 +69,7 @@ def run_from_plain(plain: Mapping[str, Any]) -> Run:
         return Run(
             run_id=plain["run_id"],
             workflow=plain["workflow"],
+            tenant=plain.get("tenant", ""),  # runs of older versions have none
             submitted_s=plain["submitted_s"],
             slo_s=plain["slo_s"],
             deadline_s=plain["deadline_s"],

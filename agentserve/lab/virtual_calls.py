@@ -107,6 +107,7 @@ class VirtualCalls:
                 first_call_of_run=begun.is_first,
                 session_id=run.plan.session_id,
                 prefix_hashes=coarse(keys, block_tokens, PREFIX_TOKENS),
+                tenant=run.plan.tenant,
                 prefix_block_tokens=max(PREFIX_TOKENS // block_tokens, 1) * block_tokens,
             )
         )

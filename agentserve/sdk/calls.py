@@ -10,6 +10,7 @@ import orjson
 
 from agentserve import headers
 from agentserve.sdk.context import current_run
+from agentserve.sdk.credentials import OUR_KEYS, authorization
 from agentserve.sdk.resume import StreamProgress
 
 _COMPLETIONS: Final = ("/v1/chat/completions", "/v1/completions")
@@ -86,6 +87,8 @@ class Call:
         sent = self.library.Headers(self.original.headers)
         for name, value in self.carried.items():
             sent.setdefault(name, value)
+        if not sent.get("authorization", "").startswith(OUR_KEYS):
+            sent.update(authorization())  # clients for OpenAI send a key of another place, or none that means anything
         extensions = {**self.original.extensions, self.mark: True}
         url, method = self.original.url, self.original.method
         if body is None and not self.repeatable:  # a body that can be read only once

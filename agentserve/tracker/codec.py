@@ -63,6 +63,7 @@ def summary(run_json: bytes, steps: bytes) -> RunSummary:
         finished_s=run.finished_s,
         slo_s=run.slo_s,
         steps=int(steps),
+        tenant=run.tenant,
     )
 
 
