@@ -9,7 +9,7 @@ import httpx
 import orjson
 
 from agentserve.engines.sse import SseSplitter
-from agentserve.engines.transport import EngineTransport
+from agentserve.engines.transport import READ, EngineTransport
 from agentserve.errors import EngineFailed
 
 MAX_ERROR_BYTES: Final = 64 * 1024
@@ -63,10 +63,11 @@ class EngineHttp:
         self.url = url.rstrip("/")
         self.limits = limits
         key = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._transport = transport or EngineTransport(KEEPALIVE_S)
         self._client = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(limits.stall_timeout_s, connect=limits.connect_timeout_s),
-            transport=transport or EngineTransport(KEEPALIVE_S),
+            transport=self._transport,
             headers={"accept-encoding": "identity", **key},
             trust_env=False,
         )
@@ -80,9 +81,14 @@ class EngineHttp:
         """
         splitter = SseSplitter(self.limits.max_line_bytes, self.limits.max_total_bytes)
         async with self._post(path, body, headers) as response:
+            read = response.extensions.get(READ)
             try:
-                async for chunk in response.aiter_raw():
-                    yield splitter.feed(chunk)
+                if read is None:
+                    async for chunk in response.aiter_raw():
+                        yield splitter.feed(chunk)
+                else:  # three generators less between the socket and a chunk
+                    while chunk := await read():
+                        yield splitter.feed(chunk)
             except httpx.HTTPError as error:
                 raise self._failed(error) from error
 
@@ -129,7 +135,8 @@ class EngineHttp:
         for is_last in (False, True):
             request = self._client.build_request(method, path, content=content, headers=dict(headers))
             try:
-                return await self._client.send(request, stream=True)
+                # Not through the client, whose redirects, cookies, hooks and logging cost more than the transport.
+                return await self._transport.handle_async_request(request)
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
                 # A kept-alive connection that the engine closed meanwhile fails this way: once more on a new one.
                 if is_last:
