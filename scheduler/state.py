@@ -349,9 +349,8 @@ class ClusterState:
         needs = self.alone.needs(call.arrived, 0.0 if seat is None else seat.cached_tokens)
         facts = self.runs.of(call)
         took_s, needed_s = self.runs.ended(call, self.now_s, self.alone.of(call.arrived, call.emitted), *needs)
-        deadline_s = call.deadline_s
-        is_lost = deadline_s is not None and deadline_s <= self.now_s
-        if seat is not None and seat.first_token_s is not None and not is_lost:
+        in_time = call.deadline_s is None or call.deadline_s > self.now_s
+        if seat is not None and seat.first_token_s is not None and in_time:
             self.rests.paced(facts.workflow, facts.slo_s, took_s, needed_s)
         if call.seat is not None:
             self.recent.put_out(call.seat.decode, call.emitted, self.now_s)
