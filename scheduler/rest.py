@@ -21,6 +21,7 @@ import numpy as np
 
 from scheduler.config import LengthConfig
 from scheduler.curve import Curve, Floats, total
+from scheduler.frozen import builder
 from scheduler.length import BUCKETS, PER_DOUBLING, Key, QuantityModel
 from scheduler.runs import Mark, Progress, RunFacts
 
@@ -209,6 +210,9 @@ class RestByForecast:
         return _apart_here(self, left_s, step_s, lengths)
 
 
+_new_by_slo = builder(RestBySlo)
+
+
 def _apart(rest: Rest, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
     """P(call and rest end in time) where the call's length says nothing of the rest."""
     times_s = step_s[:, None] * lengths
@@ -308,7 +312,7 @@ class RestModel:
         if curve is None:
             shares = self._shares.distribution((("workflow", workflow),))
             curve = self._shares_of[workflow] = Curve(_EDGES_SHARE, np.array(shares.cdf))
-        return RestBySlo(curve, slo_s, progress, last, stretch)
+        return _new_by_slo(curve, slo_s, progress, last, stretch)
 
     def _forget_outdated(self) -> None:
         changes = self._visits.changes + self._shares.changes
