@@ -22,6 +22,7 @@ import numpy as np
 
 from scheduler.config import LengthConfig
 from scheduler.curve import Curve, Floats, total
+from scheduler.frozen import builder
 from scheduler.length import BUCKETS, PER_DOUBLING, Key, QuantityModel
 from scheduler.runs import Mark, Progress, RunFacts
 
@@ -240,6 +241,9 @@ class RestByForecast:
         return _apart_here(self, left_s, step_s, lengths)
 
 
+_new_by_slo = builder(RestBySlo)
+
+
 def _apart(rest: Rest, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
     """P(call and rest end in time) where the call's length says nothing of the rest."""
     times_s = step_s[:, None] * lengths
@@ -345,7 +349,7 @@ class RestModel:
         if curve is None:
             shares = self._shares.distribution(_slo_keys(workflow, slo_s))
             curve = self._shares_of[key] = Curve(_EDGES_SHARE, np.array(shares.cdf))
-        return RestBySlo(curve, slo_s, progress, ends, stretch)
+        return _new_by_slo(curve, slo_s, progress, ends, stretch)
 
     def _forget_outdated(self) -> None:
         changes = self._visits.changes + self._shares.changes
