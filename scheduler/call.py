@@ -76,6 +76,8 @@ class Call:
     moves: int = 0
     moved_s: float | None = None
     next_check_s: float = 0.0
+    gives_way: bool = False
+    """While it waits: as its policy last said."""
 
     @property
     def request_id(self) -> str:

@@ -180,8 +180,9 @@ class ClusterState:
             call.held_since_s = self.now_s
         self.held[call.request_id] = None
 
-    def wait(self, call: Call, rank: float) -> None:
-        """Keep a call that could be served at the gateway."""
+    def wait(self, call: Call, rank: float, *, gives_way: bool) -> None:
+        """Keep a call that could be served at the gateway; one that waits already keeps its place."""
+        call.gives_way = gives_way
         call.state = CallState.HELD
         self.held.pop(call.request_id, None)
         call.held_since_s = None
