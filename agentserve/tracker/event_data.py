@@ -29,6 +29,23 @@ _TEXTS: Final = frozenset(
         *("step_id", "request_id", "refusal", "message", "cause_id"),
     }
 )
+_NUMBERS: Final = frozenset(
+    {
+        *("slo_s", "deadline_s", "target_deadline_s", "latest_deadline_s", "slack_s", "predicted_s", "downstream_s"),
+        *("ttft_s", "tpot_s", "e2e_s", "lost_s", "taken_e2e_s", "predicted_queue_s", "predicted_prefill_s"),
+        *("predicted_transfer_s", "predicted_decode_s", "predicted_finish_s", "predicted_gain_s", "predicted_cost_s"),
+        *(
+            "prompt_tokens",
+            "output_tokens",
+            "cached_tokens",
+            "replayed_tokens",
+            "p10_tokens",
+            "p50_tokens",
+            "p90_tokens",
+        ),
+        *("attempt", "priority", "candidates_total"),
+    }
+)
 _TRUTHS: Final = frozenset({"attained", "stream", "taken_attained"})
 _OBJECTS: Final = frozenset({"blame", "foreseen", "length"})
 
@@ -50,10 +67,8 @@ def _check(data: Mapping[str, Any], depth: int) -> None:
     for name, value in data.items():
         if value is None:
             continue
-        if check := _RULES.get(name):
+        if check := RULES.get(name):
             check(name, value)
-        elif name.endswith(("_s", "_tokens")):
-            _number(name, value)
         if isinstance(value, Mapping):
             _check(value, depth + 1)
 
@@ -93,15 +108,16 @@ def _objects(name: str, value: object) -> None:
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise TypeError(name)
     for item in value:
-        _check(item, MAX_DEPTH - 2)
+        _check(item, MAX_DEPTH - 2)  # a candidate holds no objects of its own worth more depth
 
 
-_RULES: Final[Mapping[str, Callable[[str, Any], None]]] = {
+RULES: Final[Mapping[str, Callable[[str, Any], None]]] = {
     **dict.fromkeys(_TEXTS, _text),
     **dict.fromkeys(_TRUTHS, _truth),
     **dict.fromkeys(_OBJECTS, _object),
-    **dict.fromkeys(("attempt", "priority", "candidates_total"), _number),
+    **dict.fromkeys(_NUMBERS, _number),
     "parents": _texts,
     "candidates": _objects,
     "reason": _reason,
 }
+"""What is checked, by its name; other values may be anything."""

@@ -1,16 +1,21 @@
 """`make fuzz`: a million bad inputs for everything that reads from outside; figures by target, and what was found."""
 
 import argparse
+import asyncio
 import logging
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from agentserve.local.cluster import LocalCluster
+from agentserve.local.fleet import Fleet, Group
 from tests.fuzz.attack import TARGETS, attack, corpus, keep
+from tests.fuzz.http import Answered, attack_http
 from tests.fuzz.target import Target
 
 SHARES = {
@@ -58,6 +63,8 @@ def main() -> int:
                     keep(defect)
             table.add_row(target.name, f"{cases:,}", str(replayed), f"{cases / took_s:,.0f}", str(len(found)))
             defects, done = defects + len(found), done + cases
+    if not given.target:
+        defects += _http(console, table, max(40, given.cases // 50), given.seed)
     table.add_section()
     table.add_row("all", f"{done:,}", "", "", str(defects))
     console.print(table)
@@ -65,6 +72,29 @@ def main() -> int:
     with Path("out/fuzz/figures.txt").open("w") as out:
         Console(file=out, width=100).print(table)
     return 1 if defects else 0
+
+
+def _http(console: Console, table: Table, cases: int, number: int) -> int:
+    """Attack a real gateway on emulated engines; how many of its answers were not as described."""
+    defects, total, began_s = 0, 0, time.monotonic()
+    statuses: Counter[int] = Counter()
+    for answered in asyncio.run(_attacked(cases, number)):
+        statuses.update(answered.statuses)
+        total += sum(answered.statuses.values())
+        defects += len(answered.problems)
+        for problem in answered.problems[:5]:
+            console.print(f"{answered.operation}: {problem}", markup=False)
+    rate = total / (time.monotonic() - began_s)
+    table.add_row("http (schemathesis)", f"{total:,}", "0", f"{rate:,.0f}", str(defects))
+    told = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
+    console.print(f"http, by status: {told}", markup=False)
+    return defects
+
+
+async def _attacked(cases: int, number: int) -> list[Answered]:
+    fleet = Fleet(model="llama-3.1-8b", speed=1000, workers=(Group(gpu="h100"),))
+    async with LocalCluster(fleet) as cluster:
+        return await asyncio.to_thread(lambda: list(attack_http(cluster.gateway_url, cases, number)))
 
 
 def _replayed(target: Target) -> int:
