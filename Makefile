@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.9
+PIP_AUDIT := 2.10.1
 export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench lab lab-quick lab-tune fuzz engines-env engines-test engines-lock validate compose-test lock clean
+.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench lab lab-quick lab-tune fuzz engines-env engines-test engines-lock validate audit compose-test lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -118,6 +119,9 @@ validate: $(VENV)/.dev $(DYNAMO)/.installed  ## the simulator against measured G
 
 fuzz: $(VENV)/.dev  ## a million bad inputs against everything that reads from outside; about 15 minutes
 	$(BIN)/python -m tests.fuzz
+
+audit: $(VENV)/.dev  ## look every pinned package up among the known vulnerabilities (asks PyPI)
+	$(BIN)/uv tool run --python $(BIN)/python pip-audit==$(PIP_AUDIT) --strict --disable-pip --require-hashes -r requirements/run.txt -r requirements/dev.txt
 
 compose-test: $(VENV)/.dev  ## bring docker-compose.yml up for real, run agents on it, kill parts of it, take it down; starts a Docker daemon where there is none
 	$(BIN)/python -m tests.compose

@@ -48,6 +48,33 @@ class TooLarge(BadInput):
     code = "too_large"
 
 
+class Unauthorized(BadInput):
+    """No API key was given, or it is not known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(AgentServeError):
+    """The caller is known, and may not do this."""
+
+    exit_code = 3
+    status = 403
+    code = "forbidden"
+
+
+class LimitReached(AgentServeError):
+    """A tenant is at one of its limits, which `code` names; after `retry_after_s` it may come again."""
+
+    exit_code = 4
+    status = 429
+
+    def __init__(self, message: str, code: str = "rate_limit_exceeded", retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(AgentServeError):
     """A part that is needed cannot be reached: Redis, the broker, an engine, a port."""
 

@@ -1,10 +1,11 @@
 """Every setting of the gateway, read once from `AGENTSERVE_*` variables; a bad value names its variable."""
 
+import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentserve.errors import BadInput
@@ -20,6 +21,10 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: int = Field(8080, ge=1, le=65535)
     """Port to listen on."""
+    tenants_file: Path | None = None
+    """Tenants and hashes of their API keys (TOML, see `agentserve keys`); unset: anybody may call, on loopback only."""
+    allow_anonymous: bool = False
+    """Let everybody call without a key also on an address that other machines reach: something else must guard it."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://` or `unix://` URL of Redis 7+ or Valkey 8+."""
     mqtt_url: str | None = "mqtt://127.0.0.1:1883"
@@ -38,6 +43,21 @@ class Settings(BaseSettings):
     """Share of the runs that end in time whose spans are exported; late and failed runs always are."""
     profiles: Annotated[tuple[Path, ...], NoDecode] = ()
     """Files of the user's own GPU profiles; in the variable with `:` between them (`;` on Windows)."""
+    engine_networks: str = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
+    """Networks in which engines may be that workers announce, with commas between them; `--engine` may name any other.
+    This machine and private networks, without link-local addresses, where clouds keep credentials."""
+    announce_secret: SecretStr | None = None
+    """Only workers that sign with the key that `agentserve keys worker` makes of this are believed; unset: all are."""
+    worker_key: SecretStr | None = None
+    """With what a worker signs its messages; a file of its own for each worker."""
+    tls_cert_file: Path | None = None
+    """The gateway's certificate chain (PEM); with `tls_key_file` it speaks HTTPS only."""
+    tls_key_file: Path | None = None
+    """And its private key."""
+    redis_ca_file: Path | None = None
+    """Certificates (PEM) that sign a `rediss://` server's; unset: those of the system. It is checked in any case."""
+    mqtt_ca_file: Path | None = None
+    """The same for `mqtts://`, also of workers."""
     engine_api_key: SecretStr | None = None
     """Bearer token that the engines ask for; workers and `engine probe` read the same variable."""
     kv_moves: bool = False
@@ -53,6 +73,10 @@ class Settings(BaseSettings):
     """While so many calls are in flight, further ones are refused with 429."""
     max_live_pages: int = Field(16, ge=0)
     """Streams for the page at `/ui` at a time; 0: no page is fed."""
+    max_connections: int = Field(4096, ge=1)
+    """Open connections of clients; further ones are closed at once."""
+    head_timeout_s: float = Field(15.0, gt=0)
+    """How long a client may take to send the head of a request."""
     default_slo_s: float | None = Field(None, gt=0)
     """SLO of runs that are made without one; unset: they have none."""
     max_slo_s: float = Field(86_400.0, gt=0)
@@ -80,6 +104,19 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Level of the HTTP server's log."""
 
+    @field_validator("engine_networks")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for text in filter(None, value.split(",")):
+            ipaddress.ip_network(text.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("give tls_cert_file and tls_key_file, or none of them")
+        return self
+
     @field_validator("profiles", mode="before")
     @classmethod
     def _paths(cls, value: Any) -> Any:
@@ -99,7 +136,12 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(_secrets_dir=secrets_dir, **given)  # type: ignore[arg-type, call-arg]  # pydantic takes and checks both
     except ValidationError as error:
-        problems = "; ".join(
-            f"AGENTSERVE_{str(e['loc'][0]).upper()}={e.get('input')!r}: {e['msg']}" for e in error.errors()
-        )
+        problems = "; ".join(_told(details) for details in error.errors())
         raise BadInput(f"bad setting: {problems}") from None
+
+
+def _told(details: Any) -> str:
+    """What is wrong, without the values of a whole (secrets among them)."""
+    if not details["loc"]:
+        return str(details["msg"]).removeprefix("Value error, ")
+    return f"AGENTSERVE_{str(details['loc'][0]).upper()}={details.get('input')!r}: {details['msg']}"

@@ -76,8 +76,9 @@ OTHERS = """
 | variable | read by | what |
 |---|---|---|
 | `AGENTSERVE_GATEWAY` | the SDK, `agentserve run`, `trace`, `ps`, `doctor`, `replay` | the gateway's base URL |
+| `AGENTSERVE_API_KEY` | the same | the gateway's key, where it has [tenants](tenants.md) |
 | `AGENTSERVE_MODEL` | the agents of the catalog | the model that they call |
-| `AGENTSERVE_SECRETS_DIR` | what reads the gateway's variables | folder of files `agentserve_…` that hold settings |
+| `AGENTSERVE_SECRETS_DIR` | what reads the gateway's variables; the SDK | folder of files `agentserve_…`: settings |
 | `AGENTSERVE_BROKER_PASSWORD` | `agentserve broker --username` | the password that it asks for |
 """
 

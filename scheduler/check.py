@@ -45,6 +45,7 @@ def check_request(event: RequestArrived) -> None:
     _within(f"{about}: prompt_tokens", event.prompt_tokens, 0, _MAX_TOKENS)
     _within(f"{about}: max_tokens", event.max_tokens, 1, _MAX_TOKENS)
     _within(f"{about}: prefix_block_tokens", event.prefix_block_tokens, 1, _MAX_TOKENS)
+    _within(f"{about}: tenant_weight", event.tenant_weight, 1e-3, 1e6)
     check_deadlines(event.request_id, event.target_deadline_s, event.latest_deadline_s)
 
 
@@ -55,6 +56,7 @@ def _is_plain(event: RequestArrived) -> bool:
         0 <= event.prompt_tokens <= _MAX_TOKENS
         and (event.max_tokens is None or 1 <= event.max_tokens <= _MAX_TOKENS)
         and 1 <= event.prefix_block_tokens <= _MAX_TOKENS
+        and 1e-3 <= event.tenant_weight <= 1e6
         and (target_s is None or -1e15 <= target_s <= 1e15)
         and (latest_s is None or -1e15 <= latest_s <= 1e15)
     )

@@ -199,7 +199,7 @@ class AgentServeConfig:
     """Price of a second of prefill that evicted prefixes will have to repeat."""
     kv_weight: float = 4.0
     """Price in seconds of filling the last of the KV cache; grows with the square above 80 % use."""
-    split_gain_share: float = 0.5
+    split_gain_share: float = 0.0
     """A prefill/decode split is weighed where it is this much quicker than the best colocated placement."""
     split_candidates: int = 4
     """Best prefill and best decode instances from which pairs are formed."""
@@ -230,6 +230,21 @@ class AgentServeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FairnessConfig:
+    """How tenants share the cluster while their calls compete; with one tenant it changes nothing."""
+
+    strength: float = 1.0
+    """To which power the mean service over a tenant's own makes its runs' chances weigh more; 0: no fairness."""
+    most_worth: float = 16.0
+    """By how much at most they weigh more, or less."""
+    memory_s: float = 60.0
+    """How long service that was received counts (it fades exponentially)."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, strength=(0.0, 8.0), most_worth=(1.0, 1e6), memory_s=(0.1, 86400.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """Everything that `make_scheduler` may be told; sections are named after the file that reads them."""
 
@@ -250,6 +265,7 @@ class SchedulerConfig:
     length: LengthConfig = field(default_factory=LengthConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     migration: MigrationConfig = field(default_factory=MigrationConfig)
+    fairness: FairnessConfig = field(default_factory=FairnessConfig)
     goodserve: GoodServeConfig = field(default_factory=GoodServeConfig)
     agentserve: AgentServeConfig = field(default_factory=AgentServeConfig)
 

@@ -303,9 +303,11 @@ class Scheduler:
         """Ask about the first few waiting calls again, and about more for as long as some of them go."""
         room, decisions = self._state.waiting, list[Decision]()
         tries = tries or self.config.waiting_tries
+        shares = self._state.shares
+        turn = (lambda tenants: shares.in_turn(tenants, now_s)) if shares.order_calls else None
         while room:
             before = len(room)
-            for call in room.first(tries):
+            for call in room.first(tries, turn):
                 decisions += self._place(cause_id, call, now_s)
             if len(room) == before:
                 break
@@ -345,16 +347,18 @@ class Scheduler:
         self._state.reestimate(call)
         if self._rectifier is None and self._evacuator is None:
             return []
-        self._state.refresh(call)
         pool = self._state.pool_of(call)
+        pool.expire(now_s)
         seat = call.seat
         if call.state is not CallState.RUNNING or seat is None or seat.decode not in pool.row:
             return []
         move: Move | None = None
         if not pool.is_open[pool.row[seat.decode]]:
             if self._evacuator is not None:
+                self._state.refresh(call)
                 move = self._evacuator.evacuate(call, self._state, now_s)
         elif self._rectifier is not None and risk.is_late(call, pool, now_s):
+            self._state.refresh(call)
             move = self._rectifier.rectify(call, self._state, now_s)
         return [] if move is None else [self._migrate(cause_id, call, seat.decode, move)]
 

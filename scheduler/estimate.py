@@ -158,6 +158,8 @@ class Pool:
         self.relative_capability = np.zeros(0)
         """Capability against the weakest instance's."""
         self._dirty: set[int] = set()
+        self._draws: tuple[float, Floats, Floats] | None = None
+        """What `draw_per_s` last gave, and for when."""
         self._learned = 0
         self._stale_at_s = float("inf")
         self._adopt(np.zeros((len(TABLE), 0)), np.zeros((len(FLAGS), 0), dtype=bool))
@@ -219,6 +221,7 @@ class Pool:
         self.least_batched = float(self.max_batched.min()) if self.ids else 0.0
         self.relative_capability = self.capability / (self.capability.min() if self.ids else 1.0)
         self._dirty = set(range(len(self.ids)))
+        self._draws = None
 
     def _index(self, ids: tuple[str, ...]) -> None:
         self.ids = ids
@@ -296,12 +299,15 @@ class Pool:
         self.draw[row] = self.draw.item(row) * kept + stake
         self.draw_tokens[row] = self.draw_tokens.item(row) * kept + stake_tokens
         self.draw_at_s[row] = now_s
+        self._draws = None
 
     def draw_per_s(self, now_s: float) -> tuple[Floats, Floats]:
-        """`draw` and `draw_tokens` per second of coming."""
-        memory_s = self.config.draw_memory_s
-        kept = np.exp((self.draw_at_s - now_s) / memory_s) / memory_s
-        return self.draw * kept, self.draw_tokens * kept
+        """`draw` and `draw_tokens` per second of coming, taken once for all calls of one moment."""
+        if self._draws is None or self._draws[0] != now_s:
+            memory_s = self.config.draw_memory_s
+            kept = np.exp((self.draw_at_s - now_s) / memory_s) / memory_s
+            self._draws = now_s, self.draw * kept, self.draw_tokens * kept
+        return self._draws[1], self._draws[2]
 
     # What others say and what was seen
 
@@ -329,12 +335,16 @@ class Pool:
         self._dirty.add(row)
         self.cache_tokens[row] = self.prefixes.insert(instance_id, hashes, block_tokens)
 
-    def refresh(self, now_s: float) -> None:
-        """Bring the derived quantities up to date; load that only a stale report knew of is forgotten."""
+    def expire(self, now_s: float) -> None:
+        """Forget load that only a stale report knew of, and doubts about pairs that are over."""
         if now_s > self._stale_at_s:
             self._forget_stale(now_s)
         if self.broken:
             self.broken.expire(now_s)
+
+    def refresh(self, now_s: float) -> None:
+        """Bring the derived quantities up to date, after `expire`."""
+        self.expire(now_s)
         if not self._dirty:
             return
         if len(self._dirty) > _REFRESH_ROWS:

@@ -125,6 +125,9 @@ class RequestArrived:
     prefix_hashes: tuple[int, ...] = ()
     prefix_block_tokens: int = 256
     migration_refused: str | None = None
+    tenant: str = ""
+    """Whose call it is; with several of them `scheduler/shares.py` decides who goes first."""
+    tenant_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

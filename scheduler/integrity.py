@@ -1,5 +1,7 @@
 """Do the state's sums agree with its calls? Recounts everything; for tests and for the simulator when idle."""
 
+from collections import Counter
+
 import numpy as np
 
 from scheduler.call import Call, CallState
@@ -15,6 +17,8 @@ def check_integrity(state: ClusterState) -> None:
         _check_call(state, call)
     held = [name for name, call in state.calls.items() if call.state is CallState.HELD]
     _same("held calls", sorted(held), sorted([*state.held, *state.waiting.names()]))
+    tenants = Counter(call.arrived.tenant for call in state.calls.values())
+    _same("live calls by tenant", dict(tenants), state.shares.live_calls())
     _same("moving calls", sum(call.state is CallState.MOVING for call in state.calls.values()), state.moving)
     _same("instances", sorted(name for pool in state.pools.values() for name in pool.ids), sorted(state.model_of))
     for pool in state.pools.values():

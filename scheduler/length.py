@@ -103,6 +103,8 @@ class QuantityModel:
         self._prior = _lognormal(prior_median, prior_sigma)
         self._histograms: dict[Key, _Histogram] = {}
         self._cache: dict[Key, tuple[LengthDistribution, int, int]] = {}
+        self.changes = 0
+        """Grows whenever a distribution that was given out may be another one now."""
 
     def distribution(self, keys: tuple[Key, ...]) -> LengthDistribution:
         """What is known of the quantity under the narrowest of `keys`."""
@@ -114,6 +116,7 @@ class QuantityModel:
                 return found
         if len(self._cache) >= self._config.max_keys:
             self._cache.clear()
+            self.changes += 1
         found = self._smooth(keys)
         self._cache[keys[-1]] = (found, own, widest)
         return found
@@ -121,6 +124,7 @@ class QuantityModel:
     def observe(self, keys: tuple[Key, ...], value: float) -> None:
         """Learn from one value; below 1 counts as 1."""
         bucket = min(floor(PER_DOUBLING * log2(max(value, 1.0))), BUCKETS - 1)
+        self.changes += 1
         for key in keys:
             histogram = self._histograms.pop(key, None) or _Histogram(np.zeros(BUCKETS))
             self._histograms[key] = histogram

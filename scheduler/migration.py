@@ -32,6 +32,8 @@ _LOST_CHANCE = 0.02
 """Below this a run counts as lost; its calls still move where that costs others less than this …"""
 _LOST_GAIN = 5.0
 """… and they end so many times sooner, counted from now."""
+_MOST_CHANCE = 1.0 + 1e-9
+"""Rounding included."""
 
 
 def may_move(call: Call, state: ClusterState, *, max_moves: int, cooldown_s: float, max_concurrent: int) -> bool:
@@ -64,21 +66,27 @@ def rescue(call: Call, state: ClusterState, policy: str, priority: int, now_s: f
     deadline_s = call.deadline_s
     if seen is None or deadline_s is None or not _limited(call, state, limits, limits.max_moves):
         return None
-    demand = demand_of(call)
+    demand, left_s = demand_of(call), deadline_s - now_s
+    cached = 0.0 if call.seat is None else call.seat.cached_tokens
+    rest = rest_after(call, state.runs, state.rests, state.alone, cached, demand.output_tokens)
+    lengths = likely_lengths(demand)
+    (stay_chance,) = rest.chances_here((left_s,), seen.step_s, lengths.tolist())
+    if stay_chance >= _LOST_CHANCE and stay_chance + limits.min_chance_gain > _MOST_CHANCE:
+        return None  # no chance grows by so much
     terms = predict(pool, demand, now_s)
     going = ways(call, pool, demand, terms, state.config)
     stay_s = seen.finish_s - now_s
     gain_s = stay_s - going.go_s
-    left_s = deadline_s - now_s
-    cached = 0.0 if call.seat is None else call.seat.cached_tokens
-    rest = rest_after(call, state.runs, state.rests, state.alone, cached, demand.output_tokens)
-    lengths = likely_lengths(demand)
-    stay_chance = float(outcome(rest, left_s, np.zeros(1), np.array([seen.step_s]), lengths)[0])
-    chance = outcome(rest, left_s, going.cost_s, terms.step_s, lengths)
-    slowed = np.minimum(pool.stake_tokens, pool.stake * demand.output_tokens) * terms.marginal_s
-    others_lose = pool.stake * np.where(going.by_kv, 0.0, terms.chunk_s) + slowed
     pays = targets(pool, call, demand)
     pays &= (gain_s >= max(limits.min_gain_s, limits.min_gain_share * stay_s)) & (gain_s > going.harm_s)
+    if not pays.any():
+        return None
+    chance = outcome(rest, left_s, going.cost_s, terms.step_s, lengths)
+    prices = state.config.agentserve
+    draw, draw_tokens = pool.draw_per_s(now_s)
+    slowed = np.minimum(pool.stake_tokens, pool.stake * demand.output_tokens) * terms.marginal_s
+    stalled = (pool.stake + prices.queue_weight * draw * going.cost_s) * np.where(going.by_kv, 0.0, terms.chunk_s)
+    others_lose = stalled + slowed + prices.coming_weight * draw_tokens * terms.marginal_s * terms.decode_s
     saves = chance - others_lose >= stay_chance + limits.min_chance_gain
     if stay_chance < _LOST_CHANCE:
         saves |= (stay_s >= _LOST_GAIN * going.go_s) & (others_lose <= _LOST_CHANCE)

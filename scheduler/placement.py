@@ -243,23 +243,25 @@ def add_pairs(options: Options, call: Call, demand: Demand, prices: AgentServeCo
     pool, terms = options.pool, options.terms
     if not pool.kv_groups:
         return
-    is_served = bool(options.allowed.any())
+    is_served = options.count() > 0
     if is_served and (call.emitted or not pool.may_split):
         return
-    able = fits(pool, demand) & (pool.link > 0.0)
-    if call.emitted:
-        able &= pool.can_replay
     first = options.ready_s - terms.seat_s + options.prefill_harm_s
     second = terms.seat_s + terms.decode_s + options.decode_harm_s
     margin = prices.split_gain_share if is_served else 0.0
     below_s, count = below_s / (1.0 + margin), prices.split_candidates
+    if first.item(first.argmin()) + second.item(second.argmin()) >= below_s:
+        return  # no pair of any two instances would do
+    able = fits(pool, demand) & (pool.link > 0.0)
+    if call.emitted:
+        able &= pool.can_replay
     last_resorts = () if is_served else ((call.failed_on, False), (None, False))
     for avoid, shuns_broken in ((call.failed_on, True), *last_resorts):
         rows = _pairs(pool, able, avoid, first, second, below_s, count)
         if shuns_broken and pool.broken:
             rows = [(p, d) for p, d in rows if (pool.ids[p], pool.ids[d]) not in pool.broken]
         if rows:
-            _append(options, demand, [p for p, _ in rows], [d for _, d in rows], margin)
+            _append(options, demand, [p for p, _ in rows], [d for _, d in rows], margin, prices.prefix_weight)
             return
 
 
@@ -280,7 +282,9 @@ def _pairs(
     return pairs
 
 
-def _append(options: Options, demand: Demand, prefills: list[int], decodes: list[int], margin: float) -> None:
+def _append(
+    options: Options, demand: Demand, prefills: list[int], decodes: list[int], margin: float, prefix_weight: float
+) -> None:
     pool, terms = options.pool, options.terms
     options.prefill_rows, options.decode_rows = prefills, decodes
     p, d = np.array(prefills), np.array(decodes)
@@ -289,6 +293,7 @@ def _append(options: Options, demand: Demand, prefills: list[int], decodes: list
     queue_s = terms.wait_s[p] - terms.seat_s[p] + terms.seat_s[d]
     ready_s = queue_s + terms.prefill_s[p] + transfer_s
     own_s = ready_s + terms.decode_s[d]
+    evicted_s = np.maximum(pool.cache_excess[d] + moved, _ZERO) * pool.p1[d] * prefix_weight
     options.transfer_s = np.concatenate((np.zeros(len(pool.ids)), transfer_s))
     for name, extra in (
         ("allowed", np.ones(len(prefills), dtype=bool)),
@@ -299,6 +304,6 @@ def _append(options: Options, demand: Demand, prefills: list[int], decodes: list
         ("step_s", terms.step_s[d]),
         ("ready_s", ready_s),
         ("own_s", own_s),
-        ("harm_s", options.prefill_harm_s[p] + options.decode_harm_s[d] + margin * own_s),
+        ("harm_s", options.prefill_harm_s[p] + options.decode_harm_s[d] + evicted_s + margin * own_s),
     ):
         setattr(options, name, np.concatenate((getattr(options, name), extra)))

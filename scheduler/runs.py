@@ -24,6 +24,8 @@ class _Begun(NamedTuple):
     alone_s: float
     after_needed_s: float
     """The same as `after_alone_s`, of what was not cached, with the tools before it."""
+    between_s: float
+    """What passed before it with no call of its run in flight."""
 
 
 @dataclass(slots=True)
@@ -55,10 +57,6 @@ class RunFacts:
     """What the longest such chain takes alone on the cluster, nothing cached."""
     needed_path_s: float = 0.0
     """What the longest such chain took of prefixes not cached and of tokens, alone, with what passed between calls."""
-    needed_s: float = 0.0
-    """The same of all ended calls, without what passed between them …"""
-    between_s: float = 0.0
-    """… and that, in sum."""
     home_instance: str | None = None
     """Where the call with its longest prompt was last dispatched to decode."""
     home_tokens: int = 0
@@ -67,11 +65,6 @@ class RunFacts:
     """Calls begun, by node."""
     marks: list["Mark"] = field(default_factory=list)
     """What is to be learned of its ended calls once the run ends."""
-
-    @property
-    def stretch(self) -> float:
-        """What calls and tools took over what they would have taken alone, waits left out; at least 1."""
-        return max((self.busy_s + self.between_s) / max(self.needed_s + self.between_s, 1e-6), 1.0)
 
     def needed_until_s(self, now_s: float) -> float:
         """What the run would have taken alone until now; no call of it is live."""
@@ -151,11 +144,10 @@ class Runs:
             self._forget()
         facts.live_calls += 1
         facts.visits[call.arrived.node] = facts.visits.get(call.arrived.node, 0) + 1
-        between_s = 0.0 if facts.last_ended_s is None else now_s - facts.last_ended_s
-        if facts.live_calls == 1:
-            facts.between_s += between_s
-        needed_s = facts.needed_path_s + between_s
-        facts.live[call.request_id] = _Begun(facts.busy_path_s, facts.alone_path_s, alone_s, needed_s)
+        since_s = 0.0 if facts.last_ended_s is None else now_s - facts.last_ended_s
+        between_s = since_s if facts.live_calls == 1 else 0.0
+        needed_s = facts.needed_path_s + since_s
+        facts.live[call.request_id] = _Begun(facts.busy_path_s, facts.alone_path_s, alone_s, needed_s, between_s)
         self._runs.move_to_end(run_id)
 
     def dispatched(self, call: Call, decode: str) -> None:
@@ -171,10 +163,11 @@ class Runs:
         if len(self._sessions) > self._limit:
             self._sessions.popitem(last=False)
 
-    def ended(self, call: Call, now_s: float, alone_s: float, prefill_s: float, step_s: float) -> None:
+    def ended(self, call: Call, now_s: float, alone_s: float, prefill_s: float, step_s: float) -> tuple[float, float]:
         """A call ended, however it did; what it put out would have taken `alone_s` alone on the cluster.
 
-        `prefill_s` and `step_s`: what of that were a prefill of what was not cached, and a token.
+        `prefill_s` and `step_s`: what of that were a prefill of what was not cached, and a token. Returns what it took,
+        waits left out, and what it would have taken alone, each with what passed between it and the call before.
         """
         facts = self._runs[call.arrived.run_id]
         begun = facts.live.pop(call.request_id)
@@ -195,8 +188,8 @@ class Runs:
         facts.busy_path_s = max(facts.busy_path_s, begun.after_busy_s + busy_s)
         facts.alone_path_s = max(facts.alone_path_s, begun.after_alone_s + alone_s)
         needed_s = prefill_s + call.emitted * step_s
-        facts.needed_s += needed_s
         facts.needed_path_s = max(facts.needed_path_s, begun.after_needed_s + needed_s)
+        return busy_s + begun.between_s, needed_s + begun.between_s
 
     def close(self, run_id: str) -> RunFacts | None:
         """A run is over: forget it; None if it was not known."""
@@ -228,3 +221,10 @@ def _mark(call: Call, facts: RunFacts, now_s: float, done_s: float, step_s: floa
 def session_of(call: Call) -> str:
     """The session that shares the call's prefix: as the client named it, else its run."""
     return call.arrived.session_id or call.arrived.run_id
+
+
+def remember(ids: dict[str, None], name: str, limit: int) -> None:
+    """Add an id to those that were; past `limit` the oldest is forgotten."""
+    ids[name] = None
+    if len(ids) > limit:
+        del ids[next(iter(ids))]

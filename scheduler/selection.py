@@ -11,8 +11,12 @@ _NEVER = np.array(inf)
 
 def argmin(values: Floats, mask: Bools) -> int | None:
     """Row of the smallest value among `mask`; the first (smallest instance id) of equals; None if none is allowed."""
-    rows = best_rows(values, mask, 1)
-    return rows[0] if rows else None
+    row = int(values.argmin())
+    if not mask.item(row):  # else it is the smallest of all: no masked copy is needed
+        row = int(np.where(mask, values, _NEVER).argmin())
+        if not mask.item(row):
+            return None
+    return row if values.item(row) != inf else None
 
 
 def just_enough(meets: Bools, capability: Floats, finish: Floats) -> int | None:

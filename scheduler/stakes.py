@@ -20,7 +20,7 @@ from scheduler.latency import Demand
 from scheduler.rest import Rest, RestByForecast, RestModel
 from scheduler.runs import Progress, Runs
 
-SPREAD = np.array([0.35, 0.75, 1.15, 1.9])
+SPREAD = (0.35, 0.75, 1.15, 1.9)
 """Equally likely multiples of the median of what a running call still puts out."""
 _MIDDLES = (np.arange(32) + 0.5) / 32
 _DELTA_SHARE = 0.3
@@ -60,7 +60,9 @@ def likely_lengths(demand: Demand) -> Floats:
 
 def expected_rest_s(rest: Rest, left_s: float) -> float:
     """E[min(rest, left)]: what the run still does, if it is given up at its deadline."""
-    return float(1.0 - rest.within(_MIDDLES * left_s).mean()) * left_s if left_s > 0.0 else 0.0
+    if left_s <= 0.0:
+        return 0.0
+    return float(1.0 - np.add.reduce(rest.within(_MIDDLES * left_s)) / len(_MIDDLES)) * left_s
 
 
 def stake(rest: Rest, left_s: float, step_s: float, remaining_tokens: float) -> float:
@@ -68,7 +70,6 @@ def stake(rest: Rest, left_s: float, step_s: float, remaining_tokens: float) -> 
     if left_s <= 0.0:
         return 0.0
     delta_s = min(max(_DELTA_SHARE * left_s, _LEAST_DELTA_S), _MOST_DELTA_S)
-    now, later = rest.chances(
-        np.array((left_s, left_s - delta_s)), np.array((step_s, step_s)), SPREAD * remaining_tokens
-    )
-    return float(now - later) / delta_s
+    lengths = [share * remaining_tokens for share in SPREAD]
+    now, later = rest.chances_here((left_s, left_s - delta_s), step_s, lengths)
+    return (now - later) / delta_s

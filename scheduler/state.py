@@ -18,7 +18,8 @@ from scheduler.placement import Move, Placement
 from scheduler.profiles.profile import GpuProfile
 from scheduler.recent import Recent
 from scheduler.rest import RestModel
-from scheduler.runs import Runs
+from scheduler.runs import Runs, remember
+from scheduler.shares import Shares
 from scheduler.speeds import close_window, met_an_idle_queue, observe_first_token, observe_prefill
 from scheduler.stakes import rest_after, stake
 from scheduler.waiting import WaitingRoom
@@ -45,6 +46,7 @@ class ClusterState:
         self.waiting = WaitingRoom()
         """Calls that a policy keeps at the gateway."""
         self.runs = Runs(config.max_ended)
+        self.shares = Shares(config.fairness)
         self.recent = Recent()
         self.alone = Alone()
         self.weighs_stakes = False
@@ -140,7 +142,7 @@ class ClusterState:
         pool.leave(instance_id)
         self.alone.changed(pool)
         self.recent.lost(instance_id)
-        _remember(self._gone, instance_id, self.config.max_ended)
+        remember(self._gone, instance_id, self.config.max_ended)
 
     def report(self, pool: Pool, event: InstanceReported) -> None:
         """Take in a worker's report."""
@@ -166,6 +168,7 @@ class ClusterState:
         )
         self._ended.pop(event.request_id, None)
         self.calls[event.request_id] = call
+        self.shares.begin(call, self.now_s)
         self.runs.begin(call, self.now_s, self.alone.of(event, self._remaining(call)))
         return call
 
@@ -237,6 +240,7 @@ class ClusterState:
         if tokens <= 0:
             return
         call.emitted = output_tokens
+        self.shares.charge(call, 0.0, tokens, self.now_s)
         seat = call.seat
         if seat is None or not seat.is_bound:
             return
@@ -340,12 +344,18 @@ class ClusterState:
         del self.calls[call.request_id]
         self.held.pop(call.request_id, None)
         self.waiting.leave(call)
+        self.shares.end(call)
         seat = call.seat
         needs = self.alone.needs(call.arrived, 0.0 if seat is None else seat.cached_tokens)
-        self.runs.ended(call, self.now_s, self.alone.of(call.arrived, call.emitted), *needs)
+        facts = self.runs.of(call)
+        took_s, needed_s = self.runs.ended(call, self.now_s, self.alone.of(call.arrived, call.emitted), *needs)
+        deadline_s = call.deadline_s
+        is_lost = deadline_s is not None and deadline_s <= self.now_s
+        if seat is not None and seat.first_token_s is not None and not is_lost:
+            self.rests.paced(facts.workflow, facts.slo_s, took_s, needed_s)
         if call.seat is not None:
             self.recent.put_out(call.seat.decode, call.emitted, self.now_s)
-        _remember(self._ended, call.request_id, self.config.max_ended)
+        remember(self._ended, call.request_id, self.config.max_ended)
 
     # Seats
 
@@ -363,6 +373,7 @@ class ClusterState:
         )
         seat.queued_tokens = max(call.context_tokens - placement.cached_tokens, 1.0)
         seat.work_s = placement.prefill_s
+        self.shares.charge(call, seat.queued_tokens, 0.0, self.now_s)
         self._enqueue(call, pool, seat)
         self._bind(call, pool, seat)
         if self.weighs_stakes:
@@ -396,6 +407,7 @@ class ClusterState:
         row = pool.row[seat.decode]
         rest = rest_after(call, self.runs, self.rests, self.alone, seat.cached_tokens, seat.remaining)
         per_s = stake(rest, deadline_s - self.now_s, pool.step_s(row), seat.remaining)
+        per_s *= self.shares.worth(call, self.now_s)
         pool.restake(row, per_s - seat.stake, per_s * seat.remaining - seat.stake_tokens)
         seat.stake, seat.stake_tokens = per_s, per_s * seat.remaining
 
@@ -440,9 +452,3 @@ class ClusterState:
         limit = call.arrived.max_tokens
         length = call.distribution.quantile(0.5, call.emitted) if call.emitted else call.distribution.quantiles[1]
         return max((length if limit is None else min(length, limit)) - call.emitted, 1.0)
-
-
-def _remember(ids: dict[str, None], name: str, limit: int) -> None:
-    ids[name] = None
-    if len(ids) > limit:
-        del ids[next(iter(ids))]

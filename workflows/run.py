@@ -58,11 +58,13 @@ class Step:
 class Run:
     """One execution of a workflow. `deadline_s` None: no SLO. `version` counts applied transitions, from 1.
 
-    `implicit`: made by a call that named no run, so it ends when its only step ends.
+    `implicit`: made by a call that named no run, so it ends when its only step ends. `tenant`: whose it is, empty where
+    nobody asked.
     """
 
     run_id: str
     workflow: str
+    tenant: str = ""
     submitted_s: float
     slo_s: float | None
     deadline_s: float | None
@@ -158,6 +160,7 @@ def new_run(
     slo_s: float | None = None,
     deadline_s: float | None = None,
     implicit: bool = False,
+    tenant: str = "",
 ) -> Run:
     """A run that was submitted at `submitted_s`, with an SLO in seconds, or an absolute deadline, or neither.
 
@@ -179,6 +182,7 @@ def new_run(
     return Run(
         run_id=run_id,
         workflow=workflow,
+        tenant=tenant,
         submitted_s=submitted_s,
         slo_s=slo_s,
         deadline_s=deadline_s,
@@ -191,6 +195,7 @@ def _with_step(run: Run, step: Step) -> Run:
     return Run(
         run_id=run.run_id,
         workflow=run.workflow,
+        tenant=run.tenant,
         submitted_s=run.submitted_s,
         slo_s=run.slo_s,
         deadline_s=run.deadline_s,

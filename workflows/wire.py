@@ -52,6 +52,7 @@ def run_to_plain(run: Run) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "workflow": run.workflow,
+        "tenant": run.tenant,
         "submitted_s": run.submitted_s,
         "slo_s": run.slo_s,
         "deadline_s": run.deadline_s,
@@ -71,6 +72,7 @@ def run_from_plain(plain: Mapping[str, Any]) -> Run:
         return Run(
             run_id=_text(plain["run_id"]),
             workflow=_text(plain["workflow"]),
+            tenant=_text(plain.get("tenant", "")),  # runs of older versions have none
             submitted_s=_time(plain["submitted_s"]),
             slo_s=_time_or_none(plain, "slo_s"),
             deadline_s=_time_or_none(plain, "deadline_s"),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from agentserve.cli.runs import progress_bar
 from agentserve.errors import AgentServeError
+from agentserve.sdk.credentials import authorization
 
 if TYPE_CHECKING:
     from agentserve.lab.plans import Workload
@@ -182,7 +183,8 @@ async def _one_run(cluster: "LocalCluster", result: "ReplayResult") -> Any:
 async def _get(cluster: "LocalCluster", path: str) -> Any:
     import httpx
 
-    async with httpx.AsyncClient(base_url=cluster.gateway_url, trust_env=False, timeout=10) as client:
+    asked = httpx.AsyncClient(base_url=cluster.gateway_url, trust_env=False, timeout=10, headers=authorization())
+    async with asked as client:
         return (await client.get(path)).raise_for_status().json()
 
 

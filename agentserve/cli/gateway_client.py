@@ -5,7 +5,8 @@ from typing import Any
 
 import httpx
 
-from agentserve.errors import AgentServeError, NotFound, Unavailable
+from agentserve.errors import AgentServeError, NotFound, Unauthorized, Unavailable
+from agentserve.sdk.credentials import authorization
 
 
 def gateway_url(given: str | None) -> str:
@@ -25,7 +26,7 @@ def put_json(base_url: str, path: str, body: Any) -> Any:
 
 def _asked(method: str, base_url: str, path: str, **given: Any) -> Any:
     try:
-        response = httpx.request(method, base_url + path, timeout=10.0, **given)
+        response = httpx.request(method, base_url + path, timeout=10.0, headers=authorization(), **given)
     except httpx.HTTPError as error:
         raise Unavailable(
             f"no gateway answers at {base_url} ({type(error).__name__}): start one with `agentserve up`, or name yours "
@@ -36,6 +37,8 @@ def _asked(method: str, base_url: str, path: str, **given: Any) -> Any:
             return response.json()
         except ValueError:
             raise Unavailable(f"{base_url}{path}: the answer is not JSON; is this an agentserve gateway?") from None
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        raise Unauthorized(f"{base_url}: {_message(response)} (set AGENTSERVE_API_KEY)")
     message = f"{base_url}{path}: HTTP {response.status_code}: {_message(response)}"
     raise NotFound(message) if response.status_code == 404 else AgentServeError(message)
 

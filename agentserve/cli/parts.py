@@ -139,6 +139,8 @@ def worker(
         profiles=read_profiles(settings.profiles),
         worker_id=id,
         mqtt_url=settings.mqtt_url,
+        mqtt_ca_file=settings.mqtt_ca_file,
+        key=settings.worker_key.get_secret_value() if settings.worker_key else None,
         cluster=settings.cluster,
     )
     asyncio.run(run_worker(config))

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
@@ -36,13 +37,18 @@ class Heard:
 
 
 async def check_broker(
-    url: str | None, cluster: str, timeout_s: float, listen_s: float, clock: Callable[[], float] = time.time
+    url: str | None,
+    cluster: str,
+    timeout_s: float,
+    listen_s: float,
+    clock: Callable[[], float] = time.time,
+    ca_file: Path | None = None,
 ) -> Heard:
     """Log in, send a message to ourselves, and listen to the workers for `listen_s`. Never raises."""
     if not url:
         return Heard((_PART.ok("reachable", "none in the settings: engines are named to the gateway"),))
     try:
-        listener = _Listener(url, cluster, clock)
+        listener = _Listener(url, cluster, clock, ca_file)
     except BadInput as error:
         return Heard((_PART.problem("reachable", str(error), "set AGENTSERVE_MQTT_URL"),))
     running = asyncio.create_task(listener.bus.run())
@@ -66,8 +72,8 @@ async def check_broker(
 class _Listener:
     """A bus with a registry behind it that only listens."""
 
-    def __init__(self, url: str, cluster: str, clock: Callable[[], float]) -> None:
-        self.bus = Bus(url)
+    def __init__(self, url: str, cluster: str, clock: Callable[[], float], ca_file: Path | None) -> None:
+        self.bus = Bus(url, ca_file=ca_file)
         self.echo = Echo(self.bus, cluster, 10.0, clock)
         self.left: set[str] = set()
         """Workers whose retained status, or last will, says that they are gone."""

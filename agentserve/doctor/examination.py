@@ -28,8 +28,10 @@ async def examine(
     profiles = read_profiles(settings.profiles)
     key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
     redis, heard, seen, traces = await asyncio.gather(
-        check_redis(settings.redis_url, settings.cluster, timeout_s),
-        check_broker(settings.mqtt_url, settings.cluster, timeout_s, settings.lost_after_s),
+        check_redis(settings.redis_url, settings.cluster, timeout_s, settings.redis_ca_file),
+        check_broker(
+            settings.mqtt_url, settings.cluster, timeout_s, settings.lost_after_s, ca_file=settings.mqtt_ca_file
+        ),
         check_gateway(gateway_url, settings.cluster, timeout_s),
         check_traces(settings.otlp_endpoint, timeout_s),
     )
@@ -70,7 +72,7 @@ def _targets(given: Sequence[Target], heard: Heard, seen: Seen) -> list[Target]:
             model=str(one["model"]),
         )
         for one in seen.instances
-        if one["state"] != LOST
+        if one["state"] != LOST and one["url"] is not None  # addresses are told to admins only
     ]
     by_url: dict[str, Target] = {}
     for target in (*announced, *given, *known):

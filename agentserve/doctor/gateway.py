@@ -9,6 +9,7 @@ from typing import Any, Final, TypeGuard
 import httpx
 
 from agentserve.doctor.finding import Finding, Part, reason, shown_url
+from agentserve.sdk.credentials import api_key
 from agentserve.workers.asking import MAX_METRICS_BYTES, as_object, fetch, open_client
 
 _PART: Final = Part("gateway")
@@ -31,9 +32,12 @@ class Seen:
 async def check_gateway(url: str, cluster: str, timeout_s: float) -> Seen:
     """Ask for its health, readiness, cluster and metrics. Never raises."""
     try:
-        async with asyncio.timeout(4 * timeout_s), open_client(url, timeout_s=timeout_s) as client:
+        async with asyncio.timeout(4 * timeout_s), open_client(url, api_key=api_key(), timeout_s=timeout_s) as client:
             status, body = await fetch(client, "/v1/cluster", MAX_METRICS_BYTES)
             state = as_object(body) if status == httpx.codes.OK else None
+            if status == httpx.codes.UNAUTHORIZED:
+                found, fix = f"at {shown_url(url)}: it wants an API key", "set AGENTSERVE_API_KEY to an admin's key"
+                return Seen((_PART.problem("reachable", found, fix),))
             if not _is_cluster(state):
                 found = f"at {shown_url(url)}: HTTP {status}, and no cluster in it"
                 return Seen((_PART.problem("reachable", found, "name an agentserve gateway with --gateway"),))

@@ -5,6 +5,7 @@ import re
 import statistics
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from agentserve.doctor.finding import Finding, Part
@@ -18,10 +19,12 @@ _OLDEST: Final = {"Redis": (7, 0), "Valkey": (8, 0)}
 _FULL: Final = 0.9
 
 
-async def check_redis(url: str, cluster: str, timeout_s: float) -> list[Finding]:
+async def check_redis(url: str, cluster: str, timeout_s: float, ca_file: Path | None = None) -> list[Finding]:
     """Reach it, time it, write a key that ends at once, and read what it says of itself. Never raises."""
     try:
-        connection = Connection(url, timeout_s=timeout_s, connect_timeout_s=timeout_s, max_connections=2)
+        connection = Connection(
+            url, timeout_s=timeout_s, connect_timeout_s=timeout_s, max_connections=2, ca_file=ca_file
+        )
     except BadInput as error:
         return [_PART.problem("reachable", str(error), "set AGENTSERVE_REDIS_URL")]
     try:

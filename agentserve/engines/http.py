@@ -8,6 +8,7 @@ from typing import Any, Final
 import httpx
 import orjson
 
+from agentserve.engines.networks import Networks
 from agentserve.engines.sse import SseSplitter
 from agentserve.engines.transport import EngineTransport
 from agentserve.errors import EngineFailed
@@ -48,6 +49,8 @@ class Limits:
     stall_timeout_s: float = 30.0
     max_line_bytes: int = 8 * 2**20
     max_total_bytes: int = 512 * 2**20
+    networks: Networks | None = None
+    """Where the engine's address must be; None: anywhere, as its operator named it."""
 
 
 class EngineHttp:
@@ -66,7 +69,7 @@ class EngineHttp:
         self._client = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(limits.stall_timeout_s, connect=limits.connect_timeout_s),
-            transport=transport or EngineTransport(KEEPALIVE_S),
+            transport=transport or EngineTransport(KEEPALIVE_S, limits.networks),
             headers={"accept-encoding": "identity", **key},
             trust_env=False,
         )

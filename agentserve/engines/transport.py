@@ -4,6 +4,7 @@ httpx's own transport spends some 70 µs per streamed chunk in layers that a gat
 """
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Final
 import httpx
 
 from agentserve.engines.connection import Connection
+from agentserve.engines.networks import Networks
 
 MAX_IDLE: Final = 256
 _PORTS: Final = {"http": 80, "https": 443}
@@ -24,7 +26,9 @@ class EngineTransport(httpx.AsyncBaseTransport):
     Closing a response before its end closes its connection, by which engines notice that a call is given up.
     """
 
-    def __init__(self, keepalive_s: float) -> None:
+    def __init__(self, keepalive_s: float, networks: Networks | None = None) -> None:
+        """`networks`: connect to addresses inside of them only."""
+        self._networks = networks
         self._keepalive_s = keepalive_s
         self._idle: deque[Connection] = deque()
 
@@ -68,13 +72,23 @@ class EngineTransport(httpx.AsyncBaseTransport):
         port = url.port or _PORTS.get(url.scheme, 80)
         try:
             async with asyncio.timeout(timeout_s):
-                loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(Connection, url.host, port, ssl=tls)
+                loop, host = asyncio.get_running_loop(), url.host
+                address = host if self._networks is None else await self._allowed(self._networks, host, port)
+                name = host if tls is not None else None
+                _, connection = await loop.create_connection(Connection, address, port, ssl=tls, server_hostname=name)
         except TimeoutError:
             raise httpx.ConnectTimeout(f"no connection within {timeout_s:g} s") from None
         except OSError as error:
             raise httpx.ConnectError(str(error)) from error
         return connection
+
+    async def _allowed(self, networks: Networks, host: str, port: int) -> str:
+        """The first address of a host that may be connected to."""
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for *_, (address, *_) in found:
+            if networks.hold(str(address)):
+                return str(address)
+        raise httpx.ConnectError("its address is outside of the networks of AGENTSERVE_ENGINE_NETWORKS")
 
 
 class _Body(httpx.AsyncByteStream):

@@ -10,14 +10,17 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, ExceptionHandler
 
 from agentserve.errors import AgentServeError
+from agentserve.gateway.allowance import Allowances
 from agentserve.gateway.completions import Completions
 from agentserve.gateway.errors import error_object, json_response, on_defect, on_http_error, on_known_error
+from agentserve.gateway.guard import Guard, Refused, admin_only, is_known, tenant_of
 from agentserve.gateway.modes import Modes
 from agentserve.gateway.openapi import description
 from agentserve.gateway.page.routes import PageRoutes
@@ -29,6 +32,7 @@ from agentserve.orchestrator.request import CHAT, COMPLETIONS
 from agentserve.settings import Settings
 from agentserve.telemetry.metrics_page import CONTENT_TYPE
 from agentserve.telemetry.mode_figures import ModeCounts
+from agentserve.tenants.book import TenantBook
 from agentserve.tracker.store import Store
 from scheduler.errors import SchedulerError
 from scheduler.events import Mode
@@ -54,26 +58,30 @@ def create_app(
     on_mode: Callable[[Mode], None] = lambda mode: None,
     clock: Callable[[], float] = time.time,
     background: Sequence[Work] = (),
+    tenants: TenantBook | None = None,
+    on_refused: Refused = lambda tenant, code: None,
 ) -> Starlette:
     """The application; its lifespan enters `orchestrator` and runs what runs in the background, `background` too.
 
     `restore`: told the journal of runs that another gateway process began. `blame`, `foresee`: as for RunService.
-    `mode_counts`: the sink that counts for `/v1/mode`. `on_mode`: as for Modes. `store` and the sinks stay the caller's
-    to close. `app.state.runs` is the RunService, `app.state.orchestrator` the orchestrator, `app.state.page` what feeds
-    the page.
+    `mode_counts`: the sink that counts for `/v1/mode`. `on_mode`: as for Modes. `tenants`: who may call; None: anybody.
+    `on_refused`: as for the Guard. `store` and the sinks stay the caller's to close. `app.state.runs` is the
+    RunService, `app.state.orchestrator` the orchestrator, `app.state.page` what feeds the page.
     """
     runs = RunService(store, orchestrator, clock=clock, restore=restore, blame=blame, foresee=foresee)
     modes = Modes(settings, store.modes, orchestrator, runs, mode_counts or ModeCounts(), clock, on_mode)
-    completions = Completions(orchestrator, runs, settings)
+    completions = Completions(orchestrator, runs, settings, Allowances())
     rest = RestRoutes(orchestrator, runs, settings, clock, settings.policy)
     page = PageRoutes(orchestrator, runs, settings, clock)
     probes = _Probes(store, orchestrator, render_metrics)
+
+    following = () if tenants is None else (tenants.follow,)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with orchestrator, asyncio.TaskGroup() as group:
             await modes.begin()
-            works = (*runs.background(), *page.background(), modes.run, *background)
+            works = (*runs.background(), *page.background(), modes.run, *following, *background)
             tasks = [group.create_task(_for_ever(work)) for work in works]
             try:
                 yield
@@ -93,12 +101,14 @@ def create_app(
             *modes.routes(),
             *probes.routes(),
         ],
+        middleware=[Middleware(Guard, tenants, on_refused)],
         exception_handlers=_exception_handlers(),
         lifespan=lifespan,
     )
     app.state.runs = runs
     app.state.orchestrator = orchestrator
     app.state.page = page.watch
+    app.state.on_refused = lambda request, code: on_refused(tenant_of(request).name, code)
     return app
 
 
@@ -133,15 +143,19 @@ class _Probes:
         """The process answers."""
         return json_response({"status": "ok"})
 
-    async def readyz(self, _: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         """Whether a call could be served now: not stopping, the store answers, an instance is there."""
         problem = await self._problem()
         if problem is None:
-            return json_response({"status": "ready", "models": self._orchestrator.models()})
-        return json_response(error_object(503, f"not ready: {problem}", "not_ready"), 503)
+            return json_response(
+                {"status": "ready", **({"models": self._orchestrator.models()} if is_known(request) else {})}
+            )
+        said = f"not ready: {problem}" if is_known(request) else "not ready"
+        return json_response(error_object(503, said, "not_ready"), 503)
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
+        admin_only(request, "/metrics")
         return Response(await self._render() if self._render is not None else b"", media_type=CONTENT_TYPE)
 
     async def openapi(self, _: Request) -> Response:

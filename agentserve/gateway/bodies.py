@@ -1,5 +1,6 @@
 """Can this body be served? Read within the limit, parsed once, and checked where we rely on it."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -7,18 +8,20 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from agentserve.errors import BadInput, TooLarge
-from agentserve.gateway.errors import BadParameter, UnsupportedEncoding
+from agentserve.gateway.errors import BadParameter, SlowBody, UnsupportedEncoding
 from agentserve.orchestrator.request import CHAT, COMPLETIONS, Resume, migration_refusal
 
+BODY_TIMEOUT_S: Final = 60.0
+MAX_MESSAGES: Final = 10_000
 MAX_STOPS: Final = 64
 MAX_STOP_CHARS: Final = 1024
 _MAX_INT: Final = 2**31 - 1
 
 
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+async def read_json(request: Request, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> dict[str, Any]:
     """The body as a JSON object. TooLarge as soon as it is, whatever Content-Length says; BadInput if it is not one.
 
-    UnsupportedEncoding for a compressed body.
+    UnsupportedEncoding for a compressed body, SlowBody for one that takes longer than `timeout_s` to come.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -29,11 +32,14 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     parts: list[bytes] = []
     size = 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > max_bytes:
-                raise _too_large(max_bytes)
-            parts.append(chunk)
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                parts.append(chunk)
+    except TimeoutError:
+        raise SlowBody(f"the body was not there after {timeout_s:g} s") from None
     except ClientDisconnect:
         raise BadInput("the client left before its request was complete") from None
     try:
@@ -80,6 +86,8 @@ def check_call(path: str, body: Mapping[str, Any], max_prompt_tokens: int) -> Re
 def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
         raise BadParameter("messages", "must be a list of at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise TooLarge(f"messages: {len(messages)} are given, {MAX_MESSAGES} are allowed")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadParameter(f"messages[{index}]", "must be an object with a role")

@@ -10,14 +10,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agentserve import headers
 from agentserve.errors import AgentServeError, Conflict, Unavailable
+from agentserve.gateway.allowance import Allowances, Ticket
 from agentserve.gateway.answers import whole_answer
 from agentserve.gateway.bodies import check_call, read_json, with_single_prompt
 from agentserve.gateway.errors import Overloaded, UnknownModel, error_response, json_response
+from agentserve.gateway.guard import tenant_of
 from agentserve.gateway.identity import CallIdentity, read_identity
 from agentserve.gateway.runs import CallContext, RunService
+from agentserve.gateway.scoped import inside
 from agentserve.gateway.sse import ChunkWriter
 from agentserve.orchestrator import CallRequest, LiveCall, Orchestrator
+from agentserve.orchestrator.request import Resume
 from agentserve.settings import Settings
+from agentserve.tenants.tenant import NOBODY, Tenant
 
 _SSE_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -33,33 +38,56 @@ _OPENAI_REQUEST_ID: Final = "x-request-id"
 class Completions:
     """The two OpenAI routes that make tokens."""
 
-    def __init__(self, orchestrator: Orchestrator, runs: RunService, settings: Settings) -> None:
+    def __init__(
+        self, orchestrator: Orchestrator, runs: RunService, settings: Settings, allowances: Allowances
+    ) -> None:
+        self._allowances = allowances
         self._orchestrator = orchestrator
         self._runs = runs
         self._settings = settings
 
     async def __call__(self, request: Request) -> ASGIApp:
         """Take a call; the returned response streams or waits for the whole answer."""
-        settings = self._settings
+        settings, tenant = self._settings, tenant_of(request)
         path = request.url.path
         body = with_single_prompt(await read_json(request, settings.max_body_bytes))
         resume = check_call(path, body, settings.max_prompt_tokens)
-        identity = read_identity(request.headers, settings.max_slo_s, self._orchestrator.clock())
+        identity = inside(read_identity(request.headers, settings.max_slo_s, self._orchestrator.clock()), tenant)
         self._admit(body["model"])
-        request_id = identity.request_id or f"call-{uuid.uuid4().hex}"
+        request_id = identity.request_id or tenant.inside(f"call-{uuid.uuid4().hex}")
         identity = self._placed_like_the_one_in_flight(identity, request_id)
-        context = await self._runs.begin_call(identity, request_id, settings.default_slo_s)
+        ticket = self._allowances.enter(tenant)
+        try:
+            return await self._begin(tenant, ticket, identity, request_id, path, body, resume)
+        except BaseException:
+            ticket.leave()
+            raise
+
+    async def _begin(
+        self,
+        tenant: Tenant,
+        ticket: Ticket,
+        identity: CallIdentity,
+        request_id: str,
+        path: str,
+        body: dict[str, Any],
+        resume: Resume | None,
+    ) -> "CallResponse":
+        context = await self._runs.begin_call(identity, request_id, self._settings.default_slo_s, tenant)
         self._orchestrator.cancel(request_id, "its client called again")
         deadline, run = context.deadline, context.run
         call = CallRequest(
             request_id=request_id,
             path=path,
-            body=body,
+            body=_salted(body, tenant),
             model=body["model"],
             run_id=run.run_id,
             step_id=context.step_id,
             workflow=run.workflow,
             node=context.node,
+            tenant=tenant.name,
+            tenant_weight=tenant.weight,
+            scope=tenant.scope,
             run_deadline_s=run.deadline_s,
             target_deadline_s=deadline.target_s if deadline is not None else None,
             latest_deadline_s=deadline.latest_s if deadline is not None else None,
@@ -74,7 +102,8 @@ class Completions:
         except AgentServeError as error:
             await self._runs.end_call(context, "failed", error.record)
             raise
-        return CallResponse(live, context, self._orchestrator, self._runs)
+        ticket.charge(live.estimate.tokens)
+        return CallResponse(live, context, self._orchestrator, self._runs, ticket)
 
     def _admit(self, model: str) -> None:
         if not self._orchestrator.accepting:
@@ -107,8 +136,11 @@ class Completions:
 class CallResponse:
     """Answers one call in flight. If the client goes, so does the call."""
 
-    def __init__(self, live: LiveCall, context: CallContext, orchestrator: Orchestrator, runs: RunService) -> None:
+    def __init__(
+        self, live: LiveCall, context: CallContext, orchestrator: Orchestrator, runs: RunService, ticket: Ticket
+    ) -> None:
         self.live = live
+        self._ticket = ticket
         self._context = context
         self._orchestrator = orchestrator
         self._runs = runs
@@ -125,6 +157,8 @@ class CallResponse:
         finally:
             watch.cancel()
             self._give_up()
+            self._ticket.charge(self.live.estimate.tokens + self.live.stream.output_tokens)
+            self._ticket.leave()
             await asyncio.shield(self._ended())
 
     async def _watch(self, receive: Receive) -> None:
@@ -179,16 +213,28 @@ class CallResponse:
     def _headers(self) -> dict[str, str]:
         context, live = self._context, self.live
         given = {
-            headers.RUN_ID: context.run.run_id,
+            headers.RUN_ID: context.run.run_id.removeprefix(live.request.scope),
             headers.STEP_ID: context.step_id,
-            headers.REQUEST_ID: live.request_id,
-            _OPENAI_REQUEST_ID: live.request_id,
+            headers.REQUEST_ID: live.request.shown_id,
+            _OPENAI_REQUEST_ID: live.request.shown_id,
         }
         if live.first_instance is not None:
             given[headers.INSTANCE] = live.first_instance
         if context.deadline is not None:
             given[headers.DEADLINE] = repr(context.deadline.target_s)
         return given
+
+
+def _salted(body: dict[str, Any], tenant: Tenant) -> dict[str, Any]:
+    """The body with the salt that keeps the tenant's cached prefixes apart."""
+    if tenant is NOBODY:
+        return body
+    salt, given = tenant.cache_salt(body.get("cache_salt")), body.get("cache_salt")
+    if salt == given:
+        return body
+    return {name: value for name, value in body.items() if name != "cache_salt"} | (
+        {} if salt is None else {"cache_salt": salt}
+    )
 
 
 def _body(content: bytes, *, more: bool = False) -> dict[str, Any]:

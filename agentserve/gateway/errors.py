@@ -1,5 +1,6 @@
 """What does a client see when something is wrong? Every error in OpenAI's shape, mapped from ours in one place."""
 
+import math
 from typing import Any, Final
 
 import orjson
@@ -13,6 +14,8 @@ from workflows.errors import IllegalTransition, WorkflowError
 
 _TYPES: Final = {
     400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     409: "conflict_error",
@@ -21,6 +24,7 @@ _TYPES: Final = {
     429: "rate_limit_error",
     503: "unavailable_error",
 }
+_REFUSALS: Final = frozenset({403, 408, 413, 429})
 _HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -47,11 +51,11 @@ class UnsupportedEncoding(BadInput):
     code = "unsupported_encoding"
 
 
-class Forbidden(AgentServeError):
-    """A page of another site asks."""
+class SlowBody(BadInput):
+    """A body did not come in time."""
 
-    status = 403
-    code = "forbidden"
+    status = 408
+    code = "request_timeout"
 
 
 class Overloaded(AgentServeError):
@@ -76,7 +80,8 @@ def error_object(status: int, message: str, code: str, param: str | None = None)
 def error_response(error: AgentServeError | WorkflowError | SchedulerError) -> Response:
     """The whole answer; says when to come back where that helps."""
     status, body = error_json(error)
-    headers = {"retry-after": "1"} if status in (429, 503) else {}
+    wait_s = math.ceil(getattr(error, "retry_after_s", 1.0))
+    headers = {"retry-after": str(max(1, wait_s))} if status in (429, 503) else {}
     return json_response(body, status, headers)
 
 
@@ -85,11 +90,14 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(orjson.dumps(body), status, headers, "application/json")
 
 
-async def on_known_error(_: Request, error: Exception) -> Response:
-    """Starlette handler for our own errors and those of workflows and scheduler."""
-    if isinstance(error, AgentServeError | WorkflowError | SchedulerError):
-        return error_response(error)
-    raise error
+async def on_known_error(request: Request, error: Exception) -> Response:
+    """Starlette handler for our own errors and those of workflows and scheduler; refusals are counted."""
+    if not isinstance(error, AgentServeError | WorkflowError | SchedulerError):
+        raise error
+    status, code = _status_and_code(error)
+    if status in _REFUSALS:
+        request.app.state.on_refused(request, code)
+    return error_response(error)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

@@ -4,11 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from agentserve.engines import open_adapter
 from agentserve.engines.adapter import EngineAdapter
 from agentserve.engines.http import Limits
+from agentserve.engines.networks import Networks
 from agentserve.errors import AgentServeError
 from agentserve.orchestrator import Orchestrator
 from agentserve.settings import Settings
@@ -43,7 +45,8 @@ class Fleet:
         self._orchestrator = orchestrator
         self._static = tuple(static_engines)
         self._clock = clock
-        self.bus = Bus(settings.mqtt_url) if settings.mqtt_url else None
+        self.bus = Bus(settings.mqtt_url, ca_file=settings.mqtt_ca_file) if settings.mqtt_url else None
+        secret = settings.announce_secret
         self.registry = Registry(
             settings.cluster,
             settings.lost_after_s,
@@ -51,14 +54,16 @@ class Fleet:
             on_reported=self._reported,
             on_draining=orchestrator.draining,
             on_lost=orchestrator.lost,
+            secret=None if secret is None else secret.get_secret_value(),
         )
+        self._networks = Networks.parse(settings.engine_networks)
         orchestrator.on_unreachable = self._unreachable
         self._limits = Limits(
             connect_timeout_s=settings.connect_timeout_s,
             stall_timeout_s=settings.connect_timeout_s,
         )
         self._api_key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
-        self._probes: dict[tuple[str, str], EngineAdapter] = {}
+        self._probes: dict[tuple[str, str, bool], EngineAdapter] = {}
         self._failures: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -91,11 +96,13 @@ class Fleet:
         if announce is None:
             return
         key = (announce.engine, announce.engine_url)
+        place = (*key, member.static)
         try:
-            adapter = self._probes.get(key) or open_adapter(*key, api_key=self._api_key, limits=self._limits)
+            limits = self._limits if member.static else replace(self._limits, networks=self._networks)
+            adapter = self._probes.get(place) or open_adapter(*key, api_key=self._api_key, limits=limits)
         except AgentServeError:  # an engine of an unknown kind; the registry has refused it already
             return
-        self._probes[key] = adapter
+        self._probes[place] = adapter
         name = member.worker_id
         if await adapter.is_healthy():
             self._failures.pop(name, None)
@@ -118,7 +125,9 @@ class Fleet:
             await asyncio.sleep(_DISCOVER_AGAIN_S)
 
     def _joined(self, spec: InstanceSpec, announce: Announce) -> None:
-        self._orchestrator.joined(spec, announce.engine_url, announce.engine, announce.kv_address)
+        member = self.registry.get(spec.instance_id)
+        announced = member is None or not member.static
+        self._orchestrator.joined(spec, announce.engine_url, announce.engine, announce.kv_address, announced=announced)
 
     def _reported(self, report: Report) -> None:
         figures = report.model_dump(exclude={"worker_id", "boot_id", "seq", "measured_at_s", "healthy"})

@@ -125,7 +125,7 @@ class Learning:
         if before is not None and workflow is None:
             before.read_at_s = self._clock()
             return before
-        graph = workflow or (single_step(name) if name == LONE_CALL else unknown_shape(name))
+        graph = workflow or (single_step(name) if name.rpartition(":")[2] == LONE_CALL else unknown_shape(name))
         known = _Known(graph, workflow is not None, Forecast.from_counts(graph, {}))
         if before is not None:
             known.unsent = before.unsent

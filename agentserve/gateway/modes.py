@@ -17,6 +17,7 @@ from starlette.routing import Route
 from agentserve.errors import Unavailable
 from agentserve.gateway.bodies import read_json
 from agentserve.gateway.errors import BadParameter, json_response
+from agentserve.gateway.guard import admin_only, tenant_of
 from agentserve.gateway.runs import RunService
 from agentserve.orchestrator import Orchestrator
 from agentserve.settings import Settings
@@ -65,12 +66,16 @@ class Modes:
             Route("/v1/mode", self.put, methods=["PUT"]),
         ]
 
-    async def get(self, _: Request) -> Response:
-        """The mode, and what runs did in each since it was last switched to."""
-        return json_response(await self.shown())
+    async def get(self, request: Request) -> Response:
+        """The mode, and what runs did in each since it was last switched to: of all tenants, so for admins only."""
+        told = await self.shown()
+        if not tenant_of(request).admin:
+            told |= {"figures": None, "switches": None, "problem": "they are for admins"}
+        return json_response(told)
 
     async def put(self, request: Request) -> Response:
-        """Switch the whole cluster."""
+        """Switch the whole cluster; for admins."""
+        admin_only(request, "switching the mode")
         given = (await read_json(request, _MAX_BODY_BYTES)).get("mode")
         try:
             mode = Mode(str(given))

@@ -23,12 +23,13 @@ _COUNT: Final[Plain] = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
 
 _REASONS: Final = {
     400: "malformed JSON, a bad field or header, or what the engine refused",
-    403: "another site's page asks",
+    401: "no key, or one that is not known, where keys are asked for",
+    403: "the key does not open this, or another site's page asks",
     404: "unknown model, run, workflow or route",
     409: "the run has ended, or what is told does not fit it",
     413: "over a limit",
     415: "a compressed body",
-    429: "as much is in flight as is allowed; Retry-After says when",
+    429: "a limit is reached; Retry-After says when",
     502: "the engines failed too often",
     503: "no instance, no store, or the gateway is stopping",
     504: "no answer within AGENTSERVE_CALL_TIMEOUT_S",
@@ -43,7 +44,11 @@ def description(version: str) -> Plain:
         "openapi": "3.1.0",
         "info": {"title": "agentserve gateway", "version": version},
         "paths": {**_calls(), **_runs(), **_cluster(), **_pages()},
-        "components": {"schemas": {"Error": _ERROR}},
+        "components": {
+            "schemas": {"Error": _ERROR},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
     }
 
 
@@ -188,7 +193,8 @@ def _operation(
 ) -> Plain:
     answers: Plain = {str(status): answer for status, answer in (ok or {200: {"description": "as asked"}}).items()}
     shape = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    answers |= {str(status): {"description": _REASONS[status], "content": shape} for status in errors}
+    told = sorted({*errors, 401, 403, 429})  # what keys and limits may end in, on every route that wants one
+    answers |= {str(status): {"description": _REASONS[status], "content": shape} for status in told}
     found: Plain = {"summary": summary, "responses": answers}
     if body is not None:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}

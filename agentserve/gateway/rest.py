@@ -1,7 +1,7 @@
 """How do people and programs read and steer runs, workflows and the cluster over REST?"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
@@ -11,8 +11,10 @@ from starlette.routing import Route
 from agentserve.errors import NotFound, TooLarge
 from agentserve.gateway.bodies import read_json
 from agentserve.gateway.errors import BadParameter, UnknownModel, json_response
+from agentserve.gateway.guard import tenant_of
 from agentserve.gateway.identity import check_deadline, check_id, check_name, check_number, check_run_id, check_slo
 from agentserve.gateway.runs import RunService
+from agentserve.gateway.scoped import outside
 from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
 from agentserve.settings import Settings
@@ -25,6 +27,7 @@ MAX_STEPS_AT_ONCE: Final = 1000
 MAX_LISTED: Final = 1000
 MAX_ERROR_CHARS: Final = 1000
 MAX_CLOCK_OFF_S: Final = 86_400.0
+_ADDRESSES: Final = frozenset({"url", "kv_address", "reason"})
 _T = TypeVar("_T", RunStatus, StepStatus, StepKind)
 
 
@@ -76,28 +79,33 @@ class RestRoutes:
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": int(self._clock()), "owned_by": "agentserve"}
 
-    async def cluster(self, _: Request) -> Response:
-        """Instances as reported and as estimated, the policy, and how much is in flight."""
+    async def cluster(self, request: Request) -> Response:
+        """Instances as reported and as estimated, the policy, and how much is in flight; addresses for admins only."""
         state = self._orchestrator.snapshot()
+        if not tenant_of(request).admin:
+            state["instances"] = [
+                {name: None if name in _ADDRESSES else value for name, value in one.items()}
+                for one in state["instances"]
+            ]
         mode = str(self._orchestrator.mode)
         return json_response({"policy": self._policy, "mode": mode, "cluster": self._settings.cluster, **state})
 
     async def put_workflow(self, request: Request) -> Response:
         """Register or replace a workflow."""
-        name = check_name("name", request.path_params["name"])
+        name, tenant = check_name("name", request.path_params["name"]), tenant_of(request)
         workflow = Workflow.from_dict(await read_json(request, self._settings.max_body_bytes))
         if workflow.name != name:
             raise BadParameter("name", f"the body describes workflow {workflow.name!r}, the path says {name!r}")
-        await self._runs.learning.register(workflow)
+        await self._runs.learning.register(replace(workflow, name=tenant.inside(name)))
         return json_response({"name": name, "fingerprint": workflow.fingerprint})
 
     async def get_workflow(self, request: Request) -> Response:
         """A registered workflow."""
-        name = check_name("name", request.path_params["name"])
-        workflow = await self._runs.learning.registered(name)
+        name, tenant = check_name("name", request.path_params["name"]), tenant_of(request)
+        workflow = await self._runs.learning.registered(tenant.inside(name))
         if workflow is None:
             raise NotFound(f"workflow {name!r} is not registered")
-        return json_response(workflow.to_dict())
+        return json_response(replace(workflow, name=name).to_dict())
 
     async def create_run(self, request: Request) -> Response:
         """Submit a run; the same again is answered with the one that exists."""
@@ -107,14 +115,16 @@ class RestRoutes:
             raise BadParameter("slo_s", "give slo_s or deadline, not both")
         max_slo_s = self._settings.max_slo_s
         deadline_s = None if deadline is None else check_deadline("deadline", deadline, max_slo_s, self._clock())
+        tenant = tenant_of(request)
         live, is_new = await self._runs.create(
-            None if given_id is None else check_run_id("run_id", given_id),
-            check_name("workflow", body.get("workflow")),
+            None if given_id is None else tenant.inside(check_run_id("run_id", given_id)),
+            tenant.inside(check_name("workflow", body.get("workflow"))),
             slo_s=self._settings.default_slo_s if slo is None else check_slo("slo_s", slo, max_slo_s),
             deadline_s=deadline_s,
             traceparent=request.headers.get("traceparent"),
+            tenant=tenant,
         )
-        return json_response(_shown(live.run, live.deadlines), 201 if is_new else 200)
+        return json_response(outside(_shown(live.run, live.deadlines), tenant), 201 if is_new else 200)
 
     async def list_runs(self, request: Request) -> Response:
         """The newest runs first, of one status if asked."""
@@ -122,29 +132,31 @@ class RestRoutes:
         limit = request.query_params.get("limit", "100")
         if not limit.isdigit() or not 1 <= int(limit) <= MAX_LISTED:
             raise BadParameter("limit", f"must be a whole number from 1 to {MAX_LISTED}")
-        listed = await self._runs.list(None if status is None else _one_of("status", status, RunStatus), int(limit))
-        return json_response({"object": "list", "data": [asdict(summary) for summary in listed]})
+        wanted, tenant = None if status is None else _one_of("status", status, RunStatus), tenant_of(request)
+        listed = await self._runs.list(wanted, int(limit), tenant)
+        data = [outside(asdict(summary), tenant) for summary in listed]
+        return json_response({"object": "list", "data": data})
 
     async def show_run(self, request: Request) -> Response:
         """A run with its steps and deadlines."""
-        return json_response(_shown(*await self._runs.show(_run_id(request))))
+        return json_response(outside(_shown(*await self._runs.show(run_id_of(request))), tenant_of(request)))
 
     async def events(self, request: Request) -> Response:
         """The journal of a run, oldest first."""
-        run_id = _run_id(request)
+        run_id, tenant = run_id_of(request), tenant_of(request)
         events = await self._runs.store.read(run_id)
         if not events:
             await self._runs.show(run_id)
-        return json_response({"object": "list", "data": [_event(event) for event in events]})
+        return json_response({"object": "list", "data": [outside(_event(event), tenant) for event in events]})
 
     async def cancel_run(self, request: Request) -> Response:
         """Stop a run and its calls."""
-        run = await self._runs.cancel(_run_id(request))
-        return json_response(_shown(run, {}))
+        run = await self._runs.cancel(run_id_of(request))
+        return json_response(outside(_shown(run, {}), tenant_of(request)))
 
     async def report_steps(self, request: Request) -> Response:
         """Starts and ends of steps, in order, as the SDK saw them."""
-        run_id = _run_id(request)
+        run_id = run_id_of(request)
         body = await read_json(request, self._settings.max_body_bytes)
         steps = body.get("steps")
         if not isinstance(steps, list):
@@ -153,7 +165,8 @@ class RestRoutes:
             raise TooLarge(f"steps: {len(steps)} are given, {MAX_STEPS_AT_ONCE} are allowed at once")
         now_s = self._clock()
         run = await self._runs.report(run_id, [_transition(f"steps[{i}]", one, now_s) for i, one in enumerate(steps)])
-        return json_response({"run_id": run_id, "status": str(run.status), "version": run.version})
+        answer = {"run_id": run_id, "status": str(run.status), "version": run.version}
+        return json_response(outside(answer, tenant_of(request)))
 
     async def finish_run(self, request: Request) -> Response:
         """The run ended, as its client says."""
@@ -161,12 +174,13 @@ class RestRoutes:
         status = _one_of("status", body.get("status", "succeeded"), RunStatus)
         if status is RunStatus.RUNNING:
             raise BadParameter("status", "must be succeeded, failed or cancelled")
-        run = await self._runs.finish(_run_id(request), status, _error(body))
-        return json_response(_shown(run, {}))
+        run = await self._runs.finish(run_id_of(request), status, _error(body))
+        return json_response(outside(_shown(run, {}), tenant_of(request)))
 
 
-def _run_id(request: Request) -> str:
-    return check_run_id("run_id", request.path_params["run_id"])
+def run_id_of(request: Request) -> str:
+    """The run that the path names, as the gateway keeps it for this caller; BadParameter if it names none."""
+    return tenant_of(request).inside(check_run_id("run_id", request.path_params["run_id"]))
 
 
 def _shown(run: Run, deadlines: Mapping[str, StepDeadline]) -> dict[str, Any]:

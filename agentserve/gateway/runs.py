@@ -20,6 +20,7 @@ from agentserve.gateway.ledger import Ledger
 from agentserve.journal import Kind, RunEvent
 from agentserve.orchestrator.driver import Orchestrator
 from agentserve.records import RunRecord
+from agentserve.tenants.tenant import NOBODY, Tenant
 from agentserve.tracker.store import RunSummary, Store
 from scheduler.events import Mode
 from workflows.deadlines import StepDeadline, derive
@@ -120,15 +121,17 @@ class RunService:
         deadline_s: float | None = None,
         implicit: bool = False,
         traceparent: str | None = None,
+        tenant: Tenant = NOBODY,
     ) -> tuple[LiveRun, bool]:
         """Submit a run, or find the one of that id; whether it is new. Conflict if it is another workflow's."""
         slo_s = None if deadline_s is not None else slo_s
-        name = run_id or f"run-{uuid.uuid4().hex}"
+        name = run_id or tenant.inside(f"run-{uuid.uuid4().hex}")
+        owner = "" if tenant is NOBODY else tenant.name
         graph = await self.learning.workflow(workflow)
         async with self._one_opener(name):
             known = self._known.get(name)
             if known is None:
-                fresh = new_run(name, workflow, self._clock(), slo_s, deadline_s, implicit)
+                fresh = new_run(name, workflow, self._clock(), slo_s, deadline_s, implicit, owner)
                 run, is_new = await self.store.create(fresh)
                 if is_new:
                     known = self._remember(LiveRun(run, graph))
@@ -146,9 +149,9 @@ class RunService:
             return live.run, live.deadlines
         return await self.store.load(run_id), {}
 
-    async def list(self, status: RunStatus | None, limit: int) -> Sequence[RunSummary]:
-        """The newest runs first."""
-        return await self.store.list(status, limit)
+    async def list(self, status: RunStatus | None, limit: int, tenant: Tenant = NOBODY) -> Sequence[RunSummary]:
+        """The newest runs that the tenant may see, the newest first."""
+        return await self.store.list(status, limit, None if tenant.admin else tenant.name)
 
     async def finish(self, run_id: str, status: RunStatus, error: str | None) -> Run:
         """End a run; the same end again changes nothing. Its calls in flight are given up."""
@@ -182,12 +185,14 @@ class RunService:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def begin_call(self, identity: CallIdentity, request_id: str, default_slo_s: float | None) -> CallContext:
+    async def begin_call(
+        self, identity: CallIdentity, request_id: str, default_slo_s: float | None, tenant: Tenant = NOBODY
+    ) -> CallContext:
         """Find or make the call's run and step. Conflict if the run has ended or the step is another node's."""
-        live = await self._run_of(identity, default_slo_s)
+        live = await self._run_of(identity, default_slo_s, tenant)
         async with live.lock:
             node = identity.node or (DEFAULT_NODE if identity.step_id is None else identity.step_id)
-            step_id = identity.step_id or self._implicit_step(live.run, node, request_id)
+            step_id = identity.step_id or self._implicit_step(live.run, node, tenant.outside(request_id))
             if live.run.status is not RunStatus.RUNNING:
                 raise Conflict(f"run {live.run.run_id} has ended ({live.run.status})")
             is_first = not live.has_called and not any(
@@ -233,7 +238,7 @@ class RunService:
                 ended = {"ok": RunStatus.SUCCEEDED, "cancelled": RunStatus.CANCELLED}.get(outcome, RunStatus.FAILED)
                 await self._apply(live, RunFinished(status=ended, at_s=self._clock(), error=error))
 
-    async def _run_of(self, identity: CallIdentity, default_slo_s: float | None) -> LiveRun:
+    async def _run_of(self, identity: CallIdentity, default_slo_s: float | None, tenant: Tenant) -> LiveRun:
         if identity.run_id is not None:
             try:
                 return await self._open(identity.run_id)
@@ -242,11 +247,12 @@ class RunService:
         slo_s = identity.slo_s if identity.slo_s is not None else default_slo_s
         live, _ = await self.create(
             identity.run_id,
-            identity.workflow or (LONE_CALL if identity.run_id is None else UNNAMED),
+            identity.workflow or tenant.inside(LONE_CALL if identity.run_id is None else UNNAMED),
             slo_s=slo_s,
             deadline_s=identity.deadline_s,
             implicit=identity.run_id is None,
             traceparent=identity.traceparent,
+            tenant=tenant,
         )
         return live
 

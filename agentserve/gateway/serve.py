@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import signal
 import socket
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 
 from agentserve.errors import BadInput, Unavailable
 from agentserve.gateway.app import create_app
+from agentserve.gateway.connections import bounded
 from agentserve.gateway.fleet import Fleet
 from agentserve.journal import RunEvent
 from agentserve.orchestrator import Orchestrator
@@ -30,6 +32,7 @@ from agentserve.telemetry.metrics_page import GatewayCollector, MetricsPage, Rea
 from agentserve.telemetry.mode_figures import ModeCounts
 from agentserve.telemetry.open_runs import OpenRuns
 from agentserve.telemetry.tracing import SpanSink
+from agentserve.tenants.book import TenantBook
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
 from agentserve.workers.config import EngineConfig
@@ -58,16 +61,19 @@ async def run_gateway(
     `on_ready` gets the base URL once requests are answered. Raises Unavailable (the port is in use, no Redis) and
     BadInput (unknown policy, bad URL, an event log that exists). Without a broker it warns and serves on.
     """
+    tenants = _tenants(settings)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request to an engine
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
-        async with running_app(settings, static_engines) as app:
+        async with running_app(settings, static_engines, tenants) as app:
             server = _Server(_uvicorn_config(app, settings))
             stopping = asyncio.create_task(_stop_on_signal(server, app.state.orchestrator, settings, handle_signals))
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             try:
                 await server.answering.wait()
                 if on_ready is not None and server.started:
-                    on_ready(f"http://{settings.host}:{listener.getsockname()[1]}")
+                    on_ready(
+                        f"{'http' if settings.tls_cert_file is None else 'https'}://{settings.host}:{listener.getsockname()[1]}"
+                    )
                 await asyncio.shield(serving)
                 if not server.started:
                     raise Unavailable("the gateway could not start; its log says why")
@@ -78,7 +84,9 @@ async def run_gateway(
 
 
 @asynccontextmanager
-async def running_app(settings: Settings, static_engines: Sequence[EngineConfig] = ()) -> AsyncIterator[Starlette]:
+async def running_app(
+    settings: Settings, static_engines: Sequence[EngineConfig] = (), tenants: TenantBook | None = None
+) -> AsyncIterator[Starlette]:
     """The application with all its parts connected: store, sinks, scheduler, orchestrator, fleet.
 
     Its own lifespan, which the server runs, starts the orchestrator. `app.state.fleet` is the Fleet.
@@ -115,6 +123,8 @@ async def running_app(settings: Settings, static_engines: Sequence[EngineConfig]
             mode_counts=mode_counts,
             on_mode=metrics.in_mode,
             background=(fleet.run, DriftLog(scheduler.snapshot).run),
+            tenants=tenants,
+            on_refused=metrics.refused,
         )
         app.state.fleet = fleet
         yield app
@@ -130,6 +140,12 @@ def _metrics_page(metrics: MetricSink, orchestrator: Orchestrator, fleet: Fleet,
                     "agentserve_broker_connected",
                     "1: the broker is there; 0: it is not. Nothing without a broker in the settings.",
                     lambda: None if fleet.bus is None else float(fleet.bus.connected),
+                ),
+                Reading(
+                    "agentserve_worker_messages_unsigned",
+                    "Messages on workers' topics that their worker had not signed, and that were ignored.",
+                    lambda: fleet.registry.unsigned,
+                    is_counter=True,
                 ),
                 Reading("agentserve_journal_waiting_events", "Events not yet in Redis.", lambda: journal.waiting),
                 Reading(
@@ -194,7 +210,8 @@ async def _stop_on_signal(
 def _uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=bounded(settings.head_timeout_s, settings.max_connections),
+        ws="none",
         lifespan="on",
         log_config=None,
         log_level=settings.log_level,
@@ -202,7 +219,37 @@ def _uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=_LAST_BYTES_S,
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
     )
+
+
+def _tenants(settings: Settings) -> TenantBook | None:
+    """Who may call. BadInput where everybody could who reaches an address that is not loopback."""
+    if settings.tenants_file is not None:
+        return TenantBook(settings.tenants_file)
+    if is_loopback(settings.host):
+        logger.warning("authentication is off: whoever reaches %s may do everything", settings.host)
+    elif settings.allow_anonymous:
+        logger.warning(
+            "authentication is off on %s (AGENTSERVE_ALLOW_ANONYMOUS): whoever reaches it may do everything",
+            settings.host,
+        )
+    else:
+        raise BadInput(
+            f"{settings.host} is reached from other machines, and there are no API keys: make one with "
+            "`agentserve keys new TENANT` and set AGENTSERVE_TENANTS_FILE, or, if something else guards it, set "
+            "AGENTSERVE_ALLOW_ANONYMOUS=1"
+        )
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,7 +16,7 @@ _OUR_CHOICE_KEYS = ("token_ids", "prompt_token_ids")
 
 def answer_id(request: CallRequest) -> str:
     """One id for the whole answer, the same again when a stream is resumed."""
-    return f"{'chatcmpl' if request.is_chat else 'cmpl'}-{request.request_id}"
+    return f"{'chatcmpl' if request.is_chat else 'cmpl'}-{request.shown_id}"
 
 
 class ChunkWriter:

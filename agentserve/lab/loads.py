@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Final
 
 from agentserve.errors import BadInput
-from agentserve.lab.arrivals import Process, servegen_weights, with_tenants, zipf_weights
+from agentserve.lab.arrivals import Process, drawn_times, servegen_weights, with_tenants, zipf_weights
 from agentserve.lab.fleets import middle_gpu
 from agentserve.lab.generated import AGENTS, generated_runs
 from agentserve.lab.options import SimulatedInstance
 from agentserve.lab.plans import ClassSlo, RunPlan, SloRule, SoloScaleSlo, SpreadSlo, Workload
-from agentserve.lab.scenario import Load, Rule, RunSource, Slo
+from agentserve.lab.scenario import Flood, Load, Rule, RunSource, Slo
 from agentserve.lab.workloads import BUNDLED, Runs, WorkloadOptions, read_runs, shaped, trace_path, with_arrivals
 from scheduler.events import Role
 from scheduler.profiles import ProfileBook
 
+_FLOOD_SEED: Final = 7919
 _PART_RUNS: Final = 1_000_000
 """Generated runs of different parts of a mix have numbers so far apart, and so are different ones."""
 
@@ -28,7 +29,15 @@ def workload_of(load: Load, folder: Path, seed: int) -> Workload:
     plans = with_arrivals(runs, _arrival_options(load, folder, seed))
     if load.tenants is not None:
         plans = _to_tenants(load, plans, folder, seed, runs.notes)
-    return Workload(source=_source(load), plans=tuple(plans), workflows=runs.workflows, notes=tuple(runs.notes))
+    workflows = dict(runs.workflows)
+    if load.flood is not None and load.flood.rate:
+        flood = _flood(load, load.flood, plans[-1].arrival_s, folder, seed)
+        plans = sorted([*plans, *flood.plans], key=lambda plan: plan.arrival_s)
+        workflows |= flood.workflows
+        runs.notes.append(
+            f"{len(flood.plans)} further runs by tenant {load.flood.tenant}, {load.flood.rate:g} a second"
+        )
+    return Workload(source=_source(load), plans=tuple(plans), workflows=workflows, notes=tuple(runs.notes))
 
 
 def slo_rule(slo: Slo, model: str, instances: Sequence[SimulatedInstance], profiles: ProfileBook, seed: int) -> SloRule:
@@ -165,6 +174,31 @@ def _to_tenants(load: Load, plans: list[RunPlan], folder: Path, seed: int, notes
     greatest = Counter(plan.tenant for plan in given).most_common(1)[0]
     notes.append(f"{len(weights)} tenants; the greatest, {greatest[0]}, has {greatest[1] / len(given):.0%} of the runs")
     return given
+
+
+def _flood(load: Load, flood: Flood, until_s: float, folder: Path, seed: int) -> Runs:
+    """Runs of the same sources, other ones where they are generated, that share no prompt with those of the others."""
+    count = max(1, round(flood.rate * until_s))
+    if load.parts:
+        runs = _mixed(load.model_copy(update={"limit": count}), folder, seed + _FLOOD_SEED)
+    else:
+        runs = _runs(load, count, folder, seed + _FLOOD_SEED, None if load.trace is not None else len(load.parts) + 1)
+    times_s = drawn_times(Process.POISSON, len(runs.plans), flood.rate, 1.0, seed + _FLOOD_SEED)
+    plans = [
+        replace(
+            plan,
+            run_id=f"flood.{plan.run_id}",
+            session_id=f"flood.{plan.session_id}",
+            tenant=flood.tenant,
+            arrival_s=at_s,
+            steps=tuple(
+                replace(step, block_space=f"{step.block_space or plan.session_id}@{flood.tenant}")
+                for step in plan.steps
+            ),
+        )
+        for plan, at_s in zip(runs.plans, times_s, strict=True)
+    ]
+    return replace(runs, plans=plans)
 
 
 def _source(load: Load) -> str:

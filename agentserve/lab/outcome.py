@@ -10,6 +10,7 @@ from agentserve.lab.results import InstanceUse, SimulationResult, summarise
 from agentserve.records import CallRecord, RunRecord, quantile
 
 _TENANT_RUNS: Final = 10
+_SHOWN_TENANTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,11 @@ def _figures(result: SimulationResult, workload: Workload, busy: Mapping[str, fl
     figures["utilisation"] = sum(busy.values()) / len(busy) if busy else None
     figures["output_tokens"] = sum(call.output_tokens for call in replay.calls)
     figures["preemptions"] = sum(use.preemptions for use in result.instances)
-    figures["tenant_attainment_min"] = _worst_tenant(replay.runs, workload)
+    tenants = _by_tenant(replay.runs, workload)
+    figures["tenant_attainment_min"] = _worst_tenant(tenants)
+    figures["tenant_jain"] = tenant_jain({name: (sum(runs), len(runs)) for name, runs in tenants.items()})
+    if len(tenants) <= _SHOWN_TENANTS:
+        figures |= {f"attainment_of_{name}": sum(runs) / len(runs) for name, runs in tenants.items()}
     return figures
 
 
@@ -137,14 +142,37 @@ def _classes(runs: Sequence[RunRecord]) -> dict[str, float]:
     return {name: sum(outcomes) / len(outcomes) for name, outcomes in sorted(found.items())}
 
 
-def _worst_tenant(runs: Sequence[RunRecord], workload: Workload) -> float | None:
-    """The least attained share among tenants with at least ten runs; None without tenants."""
+def _by_tenant(runs: Sequence[RunRecord], workload: Workload) -> dict[str, list[bool]]:
+    """Whether each run with an SLO attained it, by tenant; empty without tenants."""
     tenants = {plan.run_id: plan.tenant for plan in workload.plans if plan.tenant}
     found: dict[str, list[bool]] = {}
     for run in runs:
         if run.attained is not None and run.run_id in tenants:
             found.setdefault(tenants[run.run_id], []).append(run.attained)
-    return min((sum(o) / len(o) for o in found.values() if len(o) >= _TENANT_RUNS), default=None)
+    return found
+
+
+def _worst_tenant(tenants: Mapping[str, Sequence[bool]]) -> float | None:
+    """The least attained share among tenants with at least ten runs; None without such."""
+    return min((sum(o) / len(o) for o in tenants.values() if len(o) >= _TENANT_RUNS), default=None)
+
+
+def tenant_jain(tenants: Mapping[str, tuple[int, int]]) -> float | None:
+    """Jain's index (Σx)² / (n Σx²) over tenants; x: runs in time / the tenant's fair part of all runs in time.
+
+    `tenants`: runs in time and runs sent. Fair parts are max-min: nobody has more than it sent, and of what is left all
+    have the same. 1: everybody has its fair part; 1/n: one has everything. None below two tenants, or without a run in
+    time.
+    """
+    left, fair = float(sum(attained for attained, _ in tenants.values())), dict[str, float]()
+    if len(tenants) < 2 or not left:
+        return None
+    by_size = sorted(tenants, key=lambda name: (tenants[name][1], name))
+    for position, name in enumerate(by_size):
+        fair[name] = min(float(tenants[name][1]), left / (len(by_size) - position))
+        left -= fair[name]
+    ratios = [tenants[name][0] / fair[name] for name in by_size]
+    return sum(ratios) ** 2 / (len(ratios) * sum(ratio**2 for ratio in ratios))
 
 
 def _span_s(runs: Sequence[RunRecord]) -> float:

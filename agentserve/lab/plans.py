@@ -235,11 +235,14 @@ def cut_blocks(blocks: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int
 def join_blocks(blocks: Sequence[tuple[int, int]], more: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """One list of ranges after the other, neighbours merged."""
     joined: list[tuple[int, int]] = []
+    begun = end = -1
     for first, count in (*blocks, *more):
-        if joined and sum(joined[-1]) == first:
-            joined[-1] = (joined[-1][0], joined[-1][1] + count)
+        if first == end and joined:
+            joined[-1] = (begun, end + count - begun)
         else:
             joined.append((first, count))
+            begun = first
+        end = first + count
     return tuple(joined)
 
 

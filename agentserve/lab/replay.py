@@ -22,6 +22,7 @@ from agentserve.lab.prompts import prompt_of
 from agentserve.lab.results import Placement, ReplayResult
 from agentserve.lab.sse import StreamMeter, error_text
 from agentserve.records import CallRecord, RunRecord
+from agentserve.sdk.credentials import authorization
 from agentserve.telemetry.story import event_from_plain, tell_run
 
 CALL_TIMEOUT_S: Final = 900.0
@@ -71,7 +72,7 @@ async def replay(
     if client is None:
         limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
         timeout = httpx.Timeout(CALL_TIMEOUT_S, connect=10.0, pool=None)
-        async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as own:
+        async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False, headers=authorization()) as own:
             return await replay(
                 workload, gateway_url, model=model, speed=speed, slo=slo, policy=policy, seed=seed,
                 on_progress=on_progress, client=own, run_prefix=run_prefix, with_placements=with_placements,

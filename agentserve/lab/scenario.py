@@ -114,6 +114,14 @@ class Tenants(_Section):
         return self
 
 
+class Flood(_Section):
+    """Further runs of the same kind by a tenant of their own, while the others, which stay as they are, come."""
+
+    rate: float = Field(ge=0, lt=1e6)
+    """Runs per second, as a Poisson process; 0: none come."""
+    tenant: str = Field(default="flood", min_length=1, max_length=64)
+
+
 class Load(RunSource):
     """Which runs come and when."""
 
@@ -128,6 +136,7 @@ class Load(RunSource):
     limit: Count | None = None
     """Number of runs; needed by a generator."""
     tenants: Tenants | None = None
+    flood: Flood | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -38,7 +38,7 @@ def read_mooncake(path: Path, lines: Iterable[Line]) -> Iterator[RunPlan]:
     for line in lines:
         row = parse_object(path, line)
         ids = row.get("hash_ids")
-        if not isinstance(ids, list) or not all(isinstance(block, int) and block >= 0 for block in ids):
+        if not isinstance(ids, list) or not {int, bool}.issuperset(map(type, ids)) or min(ids, default=0) < 0:
             raise BadInput(f"{path}: line {line[0]}: hash_ids must be a list of block numbers")
         known = next((i for i, block in enumerate(ids) if block not in seen), len(ids))
         seen.update(ids)

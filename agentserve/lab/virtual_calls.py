@@ -107,6 +107,7 @@ class VirtualCalls:
                 first_call_of_run=begun.is_first,
                 session_id=run.plan.session_id,
                 prefix_hashes=coarse(keys, block_tokens, PREFIX_TOKENS),
+                tenant=run.plan.tenant,
                 prefix_block_tokens=max(PREFIX_TOKENS // block_tokens, 1) * block_tokens,
             )
         )
@@ -140,7 +141,11 @@ class VirtualCalls:
     def first_token(self, instance_id: str, attempt_id: str, cached_tokens: int) -> None:
         """The first token of an attempt, or the only one of a prefill leg."""
         call = self.seats[instance_id].calls.get(attempt_id)
-        if call is None or attempt_id != call.attempt_id:
+        if call is None:
+            return
+        if attempt_id != call.attempt_id:
+            if call.cause is None:
+                call.cached_tokens = cached_tokens
             return
         now_s = self._kernel.now_s
         if call.first_token_s is None:
@@ -277,7 +282,6 @@ class VirtualCalls:
         source = self.seats[instance_id]
         lease = source.virtual.engine.lease(attempt_id)
         call.is_prefilled, call.lease_on = True, instance_id
-        call.cached_tokens = call.cached_tokens if call.cached_tokens is not None else 0
         target = self.seats[call.decode]
         self._feed(events.PrefillFinished(event_id=self.fleet.next_id(), request_id=call.begun.request_id))
         if lease is None or not target.is_live:

@@ -200,6 +200,8 @@ def _scaled(plans: list[RunPlan], options: WorkloadOptions, notes: list[str]) ->
         scale = options.tool_time_scale
         cut = sum(step.tool_gap_s * scale > options.max_tool_gap_s for plan in plans for step in plan.steps)
         notes.append(f"tool times cut to at most {options.max_tool_gap_s:g} s ({cut} calls)")
+    if options.prompt_scale == options.output_scale == options.tool_time_scale == 1 and options.max_tool_gap_s is None:
+        return plans
     return [replace(plan, steps=tuple(_scaled_step(step, options) for step in plan.steps)) for plan in plans]
 
 

@@ -12,11 +12,12 @@ from typing import Any, Final, Self
 
 import httpx
 
-from agentserve.errors import Unavailable
+from agentserve.errors import Unauthorized, Unavailable
 from agentserve.local.broker import find_broker_command
 from agentserve.local.fleet import Fleet, Group
 from agentserve.local.process import ChildProcess, free_port, http_ready, port_in_use, tcp_ready
 from agentserve.local.redis import RedisServer
+from agentserve.sdk.credentials import authorization
 
 HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.05
@@ -203,14 +204,18 @@ class LocalCluster:
         """Wait until every worker of the fleet is a candidate."""
         wanted = {name for name, _ in self.fleet.named()}
         joined: set[str] = set()
-        async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=5.0, headers=authorization()) as client:
             try:
                 async with asyncio.timeout(self._ready_timeout_s):
                     while not wanted <= joined:
                         self._ended()
                         await asyncio.sleep(_POLL_S)
-                        answer = (await client.get(f"{self.gateway_url}/v1/cluster")).json()
-                        joined = {str(instance["instance_id"]) for instance in answer["instances"]}
+                        answer = await client.get(f"{self.gateway_url}/v1/cluster")
+                        if answer.status_code == httpx.codes.UNAUTHORIZED:
+                            raise Unauthorized(
+                                "AGENTSERVE_TENANTS_FILE is set: set AGENTSERVE_API_KEY to one of its keys"
+                            )
+                        joined = {str(instance["instance_id"]) for instance in answer.json()["instances"]}
             except (TimeoutError, httpx.HTTPError):
                 missing = ", ".join(sorted(wanted - joined))
                 raise Unavailable(f"workers that did not join within {self._ready_timeout_s:g} s: {missing}") from None

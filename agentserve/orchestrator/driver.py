@@ -10,11 +10,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 from agentserve.engines import open_adapter
 from agentserve.engines.adapter import EngineAdapter
 from agentserve.engines.http import EngineUnreachable, Limits
+from agentserve.engines.networks import Networks
 from agentserve.errors import AgentServeError, TooLarge, Unavailable
 from agentserve.journal import Kind, Sink
 from agentserve.orchestrator.acts import Acts
@@ -68,6 +70,7 @@ class Orchestrator:
             connect_timeout_s=settings.connect_timeout_s,
             stall_timeout_s=settings.stall_timeout_s,
         )
+        self._networks = Networks.parse(settings.engine_networks)
         self._api_key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
         self._log = event_log
         self._on_handled = on_handled
@@ -103,8 +106,21 @@ class Orchestrator:
 
     # -- instances ---------------------------------------------------------------------------------------------------
 
-    def joined(self, spec: events.InstanceSpec, url: str, engine: str, kv_address: str | None = None) -> None:
-        """An instance is a candidate, new or again. Raises SchedulerError or AgentServeError if it cannot be used."""
+    def joined(
+        self,
+        spec: events.InstanceSpec,
+        url: str,
+        engine: str,
+        kv_address: str | None = None,
+        *,
+        announced: bool = False,
+    ) -> None:
+        """An instance is a candidate, new or again. Raises SchedulerError or AgentServeError if it cannot be used.
+
+        `announced`: a worker says so, and it must be inside of the configured networks.
+        """
+        if announced:
+            self._networks.check_announced(url, kv_address)
         known = self.instances.get(spec.instance_id)
         is_same = known is not None and known.is_reached_as(spec, url, engine, kv_address)
         if known is not None and is_same:
@@ -116,7 +132,7 @@ class Orchestrator:
                 supports_priority=spec.supports_priority,
                 kv_address=kv_address,
                 api_key=self._api_key,
-                limits=self._limits,
+                limits=replace(self._limits, networks=self._networks) if announced else self._limits,
             )
         try:
             self._handle(events.InstanceJoined(event_id=self.next_id(), instance=spec))
@@ -307,6 +323,8 @@ class Orchestrator:
             run_id=request.run_id,
             workflow=request.workflow,
             node=request.node,
+            tenant=request.tenant,
+            tenant_weight=request.tenant_weight,
             run_deadline_s=request.run_deadline_s,
             target_deadline_s=request.target_deadline_s,
             latest_deadline_s=request.latest_deadline_s,

@@ -35,17 +35,18 @@ class PromptSizer:
 
     def estimate(self, model: str, body: Mapping[str, Any], ids: tuple[int, ...] | None = None) -> PromptEstimate:
         """Size and prefix hashes of a call's prompt; exact for a prompt of token ids."""
-        prompt = body.get("prompt")
+        prompt, salt = body.get("prompt"), body.get("cache_salt")
+        seed = model if not salt else f"{model}\0{salt}"  # as on engines: equal prompts of other salts share nothing
         if ids is None and isinstance(prompt, list) and prompt and all(isinstance(item, int) for item in prompt):
             ids = tuple(prompt)
         if ids is not None:
-            return PromptEstimate(len(ids), chained(model, array("q", ids).tobytes(), CHUNK_TOKENS * 8), 256, None)
+            return PromptEstimate(len(ids), chained(seed, array("q", ids).tobytes(), CHUNK_TOKENS * 8), 256, None)
         rendered = b"".join(_render(body))
         chars = len(rendered.decode("utf-8", "replace")) if not rendered.isascii() else len(rendered)
         ratio = self._chars_per_token.get(model, FIRST_CHARS_PER_TOKEN)
         return PromptEstimate(
             max(1, round(chars / ratio)),
-            chained(model, rendered, CHUNK_BYTES),
+            chained(seed, rendered, CHUNK_BYTES),
             max(1, round(CHUNK_BYTES / ratio)),
             chars,
         )
@@ -63,9 +64,9 @@ class PromptSizer:
             self._chars_per_token.popitem(last=False)
 
 
-def chained(model: str, content: bytes, chunk_bytes: int) -> tuple[int, ...]:
+def chained(seed: str, content: bytes, chunk_bytes: int) -> tuple[int, ...]:
     """One 64-bit hash per full chunk, each over everything up to its end; the rest after the last chunk has none."""
-    state = blake2b(model.encode(), digest_size=8)
+    state = blake2b(seed.encode("utf-8", "surrogatepass"), digest_size=8)
     view = memoryview(content)
     hashes = []
     for end in range(chunk_bytes, len(content) + 1, chunk_bytes):

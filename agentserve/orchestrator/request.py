@@ -35,6 +35,10 @@ class CallRequest:
     step_id: str | None
     workflow: str
     node: str
+    tenant: str = ""
+    tenant_weight: float = 1.0
+    scope: str = ""
+    """What its ids begin with inside of the gateway, and not in answers."""
     run_deadline_s: float | None = None
     target_deadline_s: float | None = None
     latest_deadline_s: float | None = None
@@ -44,6 +48,11 @@ class CallRequest:
     resume: Resume | None = None
     traceparent: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shown_id(self) -> str:
+        """The request's id as its client knows it."""
+        return self.request_id.removeprefix(self.scope)
 
     @property
     def is_chat(self) -> bool:

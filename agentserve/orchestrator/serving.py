@@ -105,7 +105,8 @@ def _take(driver: "Orchestrator", live: LiveCall, attempt: Attempt, delta: Delta
 def _first_token(driver: "Orchestrator", live: LiveCall, attempt: Attempt) -> None:
     if live.first_token_s is None:
         live.first_token_s = driver.clock()
-    cached = live.stream.cached_tokens if attempt.cause is None else None
+    # Of a split call the decode engine reports what it got from the prefill engine: no prefix of its own.
+    cached = live.stream.cached_tokens if attempt.cause is None and not attempt.is_split else None
     driver.diary.of_call(live, Kind.CALL_FIRST_TOKEN, instance=attempt.decode, cached_tokens=cached)
     if attempt.cause is not None and live.served_by not in (None, attempt.decode):
         live.migrations += 1

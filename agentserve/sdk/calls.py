@@ -11,6 +11,7 @@ import orjson
 
 from agentserve import headers
 from agentserve.sdk.context import current_run
+from agentserve.sdk.credentials import OUR_KEYS, authorization
 from agentserve.sdk.durable import KeptStream
 from agentserve.sdk.resume import StreamProgress
 
@@ -119,6 +120,8 @@ class Call:
         sent = self.library.Headers(self.original.headers)
         for name, value in self.carried.items():
             sent.setdefault(name, value)
+        if not sent.get("authorization", "").startswith(OUR_KEYS):
+            sent.update(authorization())  # clients for OpenAI send a key of another place, or none that means anything
         extensions = {**self.original.extensions, self.mark: True}
         url, method = self.original.url, self.original.method
         if body is None and not self.repeatable:  # a body that can be read only once

@@ -14,16 +14,31 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator
 
 from agentserve import headers
-from agentserve.errors import AgentServeError, BadInput, Conflict, EngineFailed, NotFound, TooLarge, Unavailable
+from agentserve.errors import (
+    AgentServeError,
+    BadInput,
+    Conflict,
+    EngineFailed,
+    Forbidden,
+    LimitReached,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
 from agentserve.sdk.context import active_run
+from agentserve.sdk.credentials import authorization
 from agentserve.sdk.messages import chunk_of, message_of, to_openai
 from agentserve.sdk.origin import gateway_url
 from agentserve.sdk.transport import EVERY, AsyncRunTransport, RunTransport
 
-_ERRORS: Mapping[int, type[AgentServeError]] = {404: NotFound, 409: Conflict, 413: TooLarge, 502: EngineFailed}
+_ERRORS: Mapping[int, type[AgentServeError]] = {
+    401: Unauthorized, 403: Forbidden, 404: NotFound, 409: Conflict, 413: TooLarge, 429: LimitReached,
+    502: EngineFailed,
+}  # fmt: skip
 
 
 class ChatModel(BaseChatModel):
@@ -36,6 +51,8 @@ class ChatModel(BaseChatModel):
 
     model: str
     gateway: str | None = None
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """The gateway's key; by default $AGENTSERVE_API_KEY."""
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
@@ -99,7 +116,7 @@ class ChatModel(BaseChatModel):
     ) -> ChatResult:
         with self._reached() as gateway:
             return _result(
-                self._client.post(gateway + _PATH, json=self._body(messages, stop, kwargs), headers=_named())
+                self._client.post(gateway + _PATH, json=self._body(messages, stop, kwargs), headers=self._headers())
             )
 
     async def _agenerate(
@@ -112,7 +129,7 @@ class ChatModel(BaseChatModel):
         with self._reached() as gateway:
             return _result(
                 await self._async_client.post(
-                    gateway + _PATH, json=self._body(messages, stop, kwargs), headers=_named()
+                    gateway + _PATH, json=self._body(messages, stop, kwargs), headers=self._headers()
                 )
             )
 
@@ -126,7 +143,7 @@ class ChatModel(BaseChatModel):
         body = {**self._body(messages, stop, kwargs), **_STREAMED}
         with (
             self._reached() as gateway,
-            self._client.stream("POST", gateway + _PATH, json=body, headers=_named()) as response,
+            self._client.stream("POST", gateway + _PATH, json=body, headers=self._headers()) as response,
         ):
             if not response.is_success:
                 response.read()
@@ -148,7 +165,9 @@ class ChatModel(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         body = {**self._body(messages, stop, kwargs), **_STREAMED}
         with self._reached() as gateway:
-            async with self._async_client.stream("POST", gateway + _PATH, json=body, headers=_named()) as response:
+            async with self._async_client.stream(
+                "POST", gateway + _PATH, json=body, headers=self._headers()
+            ) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _refused(response)
@@ -159,6 +178,10 @@ class ChatModel(BaseChatModel):
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
+
+    def _headers(self) -> dict[str, str]:
+        key = None if self.api_key is None else self.api_key.get_secret_value()
+        return {headers.REQUEST_ID: f"call-{uuid.uuid4().hex}", **authorization(key)}
 
     @contextmanager
     def _reached(self) -> Iterator[str]:
@@ -189,10 +212,6 @@ class ChatModel(BaseChatModel):
 
 _PATH: Final = "/v1/chat/completions"
 _STREAMED: Final = {"stream": True, "stream_options": {"include_usage": True}}
-
-
-def _named() -> dict[str, str]:
-    return {headers.REQUEST_ID: f"call-{uuid.uuid4().hex}"}
 
 
 def _result(response: httpx.Response) -> ChatResult:

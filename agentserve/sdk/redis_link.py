@@ -34,8 +34,11 @@ _RETRIES: Final = 12
 class RedisLink:
     """A client of the server at `url`; thread-safe. Keys begin with `agentserve:{cluster}:`."""
 
-    def __init__(self, url: str, cluster: str, ttl_s: int = _DEFAULT_TTL_S) -> None:
-        """`ttl_s`: what is kept goes so long after its last change. BadInput for another URL or name."""
+    def __init__(self, url: str, cluster: str, ttl_s: int = _DEFAULT_TTL_S, *, ca_file: str | None = None) -> None:
+        """`ttl_s`: what is kept goes so long after its last change. BadInput for another URL or name.
+
+        `ca_file`: certificates that sign a rediss:// server's, which is checked in any case, its name too.
+        """
         if _CLUSTER.fullmatch(cluster) is None:
             raise BadInput(f"AGENTSERVE_CLUSTER={cluster!r}: letters, digits and _.- only, at most 64")
         from redis import Redis
@@ -51,6 +54,7 @@ class RedisLink:
                 retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), _RETRIES),
                 socket_timeout=5.0,
                 **({} if url.startswith("unix:") else {"socket_connect_timeout": 1.0}),
+                **(_tls(ca_file) if url.startswith("rediss:") else {}),
             )
         except ValueError:
             raise _bad_url() from None
@@ -100,7 +104,13 @@ def link_from_environment(url: str | None = None, environ: Mapping[str, str] = o
     if not ttl.isascii() or not ttl.isdigit() or not 0 < int(ttl) < 2**31:
         raise BadInput(f"AGENTSERVE_RUN_TTL_S={ttl!r}: give a positive number of seconds")
     given = url or environ.get("AGENTSERVE_REDIS_URL") or DEFAULT_REDIS
-    return RedisLink(given, environ.get("AGENTSERVE_CLUSTER") or "default", int(ttl))
+    cluster = environ.get("AGENTSERVE_CLUSTER") or "default"
+    return RedisLink(given, cluster, int(ttl), ca_file=environ.get("AGENTSERVE_REDIS_CA_FILE") or None)
+
+
+def _tls(ca_file: str | None) -> dict[str, Any]:
+    checked: dict[str, Any] = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+    return checked if ca_file is None else {**checked, "ssl_ca_certs": ca_file}
 
 
 def _address(url: str) -> str:

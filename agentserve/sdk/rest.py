@@ -7,13 +7,26 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from agentserve.errors import AgentServeError, BadInput, Conflict, NotFound, TooLarge, Unavailable
+from agentserve.errors import (
+    AgentServeError,
+    BadInput,
+    Conflict,
+    Forbidden,
+    LimitReached,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+from agentserve.sdk.credentials import authorization
 from agentserve.sdk.origin import origin_of
 from agentserve.sdk.patience import Patience
 from agentserve.sdk.transport import plain_transport
 from workflows.graph import Workflow
 
-_ERRORS: Final[Mapping[int, type[AgentServeError]]] = {404: NotFound, 409: Conflict, 413: TooLarge}
+_ERRORS: Final[Mapping[int, type[AgentServeError]]] = {
+    401: Unauthorized, 403: Forbidden, 404: NotFound, 409: Conflict, 413: TooLarge, 429: LimitReached,
+}  # fmt: skip
 _LOST: Final = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException)
 _AWAY: Final = (502, 503, 504)
 T = TypeVar("T")
@@ -23,14 +36,24 @@ class GatewayClient:
     """REST calls to one gateway; all are idempotent, so each is repeated while the gateway is away. Thread-safe."""
 
     def __init__(
-        self, url: str, *, transport: httpx.BaseTransport | None = None, patience: Patience | None = None
+        self,
+        url: str,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        patience: Patience | None = None,
+        api_key: str | None = None,
     ) -> None:
         self.url = url
         self.origin = origin_of(url)
         self._patience = patience or Patience()
         self._seen = False
         inner = transport if transport is not None else plain_transport()
-        self._client = httpx.Client(base_url=url, transport=inner, timeout=httpx.Timeout(10.0, connect=2.0))
+        self._client = httpx.Client(
+            base_url=url,
+            transport=inner,
+            timeout=httpx.Timeout(10.0, connect=2.0),
+            headers=authorization(api_key),
+        )
 
     def put_workflow(self, workflow: Workflow) -> None:
         """Register or replace the workflow."""

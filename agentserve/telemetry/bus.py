@@ -13,6 +13,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -102,9 +103,14 @@ class Bus:
         on_change: Callable[[bool], None] | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         keepalive_s: int = 5,
+        ca_file: Path | None = None,
     ) -> None:
-        """Only parses the URL (BadInput); nothing is opened before `run()`."""
+        """Only parses the URL and reads `ca_file`, whose certificates sign an mqtts:// broker's (BadInput).
+
+        Nothing is opened before `run()`.
+        """
         self.address = parse_mqtt_url(url)
+        self._tls = _checked_tls(ca_file) if self.address.tls else None
         self._client_id = client_id
         self._will = will
         self._on_change = on_change
@@ -187,7 +193,12 @@ class Bus:
 
     async def _session(self) -> None:
         client = self._new_client()
-        await _connect(client)
+        try:
+            await _connect(client)
+        except aiomqtt.MqttError:
+            if self._tls is not None:
+                self._tls.close_last()
+            raise
         try:
             for topic_filter in self._handlers:
                 await client.subscribe(topic_filter, qos=1)
@@ -214,7 +225,7 @@ class Bus:
             timeout=_OPERATION_TIMEOUT_S,
             keepalive=self._keepalive_s,
             max_queued_incoming_messages=_MAX_QUEUED_IN,
-            tls_context=ssl.create_default_context() if address.tls else None,
+            tls_context=self._tls,
         )
 
     async def _receive(self, client: aiomqtt.Client) -> None:
@@ -260,6 +271,35 @@ class Bus:
             logger.warning("broker %s: no connection (%s), trying on", self.address, problem)
         if changed and self._on_change is not None:
             self._on_change(connected)
+
+
+class _Tls(ssl.SSLContext):
+    """Checks the broker's certificate and name; closes the socket of a failed handshake, which paho forgets."""
+
+    _last: ssl.SSLSocket | None = None
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        """As the base class, but the socket is remembered."""
+        self._last = super().wrap_socket(*args, **kwargs)
+        return self._last
+
+    def close_last(self) -> None:
+        """Close the socket that was wrapped last; nothing happens if it is closed."""
+        if self._last is not None:
+            self._last.close()
+
+
+def _checked_tls(ca_file: Path | None) -> _Tls:
+    """As `ssl.create_default_context`: PROTOCOL_TLS_CLIENT demands a certificate and its name."""
+    context = _Tls(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if ca_file is None:
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(ca_file)
+        return context
+    except (OSError, ssl.SSLError) as error:
+        raise BadInput(f"AGENTSERVE_MQTT_CA_FILE={str(ca_file)!r}: no certificates can be read ({error})") from None
 
 
 async def _until_one_ends(*works: Coroutine[Any, Any, None]) -> None:

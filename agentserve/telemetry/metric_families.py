@@ -61,6 +61,12 @@ class Families:
         )  # fmt: skip
         self.attempts_failed = self._counter("attempts_failed", "Attempts that broke.", ())
 
+        self.refused = self._counter(
+            "refused_requests",
+            "Requests refused for want of a key, a right or room, by tenant and code.",
+            ("tenant", "code"),
+        )
+
         self.mode = Gauge(
             "agentserve_mode", "1: the gateway is in this mode; 0: it is not.", ("mode",), registry=registry
         )

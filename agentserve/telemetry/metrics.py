@@ -65,7 +65,7 @@ class MetricSink:
 
     def __init__(self, *, max_workflows: int = 20, max_models: int = 20, max_live: int = 20_000) -> None:
         self._workflow, self._model = BoundedLabel(max_workflows), BoundedLabel(max_models)
-        self._policy = BoundedLabel(20)
+        self._policy, self._tenant = BoundedLabel(20), BoundedLabel(50)
         self._max_live = max_live
         self._begun: set[str] = set()
         self._runs: OrderedDict[str, str] = OrderedDict()
@@ -102,6 +102,10 @@ class MetricSink:
         """The gateway is in that mode from now on."""
         for mode in Mode:
             self._families.mode.labels(str(mode)).set(mode is now)
+
+    def refused(self, tenant: str, code: str) -> None:
+        """A request was refused: `tenant` whose key it had, empty for nobody's; `code` as in the answer."""
+        self._series(self._families.refused, self._tenant.of(tenant), code).inc()
 
     def handled(self, event_name: str, took_s: float) -> None:
         """The scheduler took so long for an event of that type."""

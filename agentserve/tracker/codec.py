@@ -66,6 +66,7 @@ def summary(run_json: bytes, steps: bytes | None) -> RunSummary:
         finished_s=run.finished_s,
         slo_s=run.slo_s,
         steps=int(steps or 0),
+        tenant=run.tenant,
     )
 
 

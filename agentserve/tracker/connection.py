@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -49,7 +50,16 @@ class Script:
 class Connection:
     """A pool of at most `max_connections` to the server at `url`; a call takes at most `timeout_s`, or Unavailable."""
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 1.0, max_connections: int = 64):
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 5.0,
+        connect_timeout_s: float = 1.0,
+        max_connections: int = 64,
+        ca_file: Path | None = None,
+    ) -> None:
+        """`ca_file`: certificates that sign a rediss:// server's, which is checked in any case, its name too."""
         self.address = address_of(url)
         self._timeout_s = timeout_s
         try:
@@ -59,6 +69,7 @@ class Connection:
                 socket_timeout=None,  # the limit on the whole call covers every read
                 retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), _RETRIES),
                 **({} if url.startswith("unix:") else {"socket_connect_timeout": connect_timeout_s}),
+                **(_tls(ca_file) if url.startswith("rediss:") else {}),
             )
         except ValueError:
             raise _bad_url() from None
@@ -117,6 +128,13 @@ def address_of(url: str) -> str:
     if parts.scheme == "unix":
         return parts.path
     return f"{host or 'localhost'}:{port or 6379}"
+
+
+def _tls(ca_file: Path | None) -> dict[str, Any]:
+    if ca_file is not None and not ca_file.is_file():
+        raise BadInput(f"AGENTSERVE_REDIS_CA_FILE={str(ca_file)!r}: no such file")
+    checked = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+    return checked if ca_file is None else {**checked, "ssl_ca_certs": str(ca_file)}
 
 
 def _bad_url() -> BadInput:

@@ -30,6 +30,13 @@ class Keys:
         self.modes = f"{self._prefix}:modes"
         """List: switches of the mode, the newest first."""
 
+    def lists(self, tenant: str) -> list[str]:
+        """Sorted sets of runs by submission time: all, then one for each status. Empty: of all tenants, else of one."""
+        if not tenant:
+            return [self.runs, *self.by_status.values()]
+        first = f"{self._prefix}:tenant:{_checked('tenant', tenant)}:runs"
+        return [first, *(f"{first}:{status.value}" for status in RunStatus)]
+
     def run(self, run_id: str) -> str:
         """Hash: a run's own fields, and one field for each step."""
         return f"{self._prefix}:run:{_checked('run id', run_id)}"

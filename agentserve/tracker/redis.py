@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
 from weakref import WeakValueDictionary
 
@@ -34,7 +35,7 @@ LEARNED_TTL_S: Final = 30 * 86_400
 _MAX_TRIES: Final = 64
 _MAX_CACHED_RUNS: Final = 1024
 _STATUSES: Final = tuple(RunStatus)
-_FIRST_STATUS_KEY: Final = 3
+_FIRST_STATUS: Final = 1
 _FIRST_OUTCOME_KEY: Final = 2
 _FIRST_STREAM_KEY: Final = _FIRST_OUTCOME_KEY + len(OUTCOMES)
 _FEED_PIECE: Final = 16
@@ -68,8 +69,9 @@ class RedisStore:
         max_listed_runs: int = 10_000,
         timeout_s: float = 5.0,
         connect_timeout_s: float = 1.0,
+        ca_file: Path | None = None,
     ) -> None:
-        self._connection = Connection(url, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
+        self._connection = Connection(url, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, ca_file=ca_file)
         self._keys = Keys(cluster)
         self.modes = RedisModes(self._connection, self._keys)
         self._run_ttl_s = run_ttl_s
@@ -92,6 +94,7 @@ class RedisStore:
             max_run_steps=settings.max_run_steps,
             max_listed_runs=settings.max_listed_runs,
             connect_timeout_s=settings.connect_timeout_s,
+            ca_file=settings.redis_ca_file,
         )
         try:
             await store.ping()
@@ -149,9 +152,9 @@ class RedisStore:
         """The run as stored; NotFound if it does not exist or its time to live has passed."""
         return (await self._read(run_id)).run
 
-    async def list(self, status: RunStatus | None, limit: int) -> Sequence[RunSummary]:
-        """The newest runs first, at most `limit`; runs whose time to live has passed leave the index here."""
-        index = self._keys.runs if status is None else self._keys.by_status[status]
+    async def list(self, status: RunStatus | None, limit: int, tenant: str | None = None) -> Sequence[RunSummary]:
+        """The newest runs first, at most `limit`, of one tenant if named; runs that are gone leave the index here."""
+        index = self._keys.lists(tenant or "")[0 if status is None else _STATUSES.index(status) + _FIRST_STATUS]
         limit = min(limit, self._max_listed_runs)
         found: list[RunSummary] = []
         skip = 0
@@ -165,7 +168,7 @@ class RedisStore:
             kept = [codec.summary(run, steps) for run, steps in rows if run is not None]
             found += (line for line in kept if status is None or line.status is status)
             expired = [name for name, (run, _) in zip(names, rows, strict=True) if run is None]
-            await self._forget(expired)
+            await self._forget(expired, tenant or "")
             skip += len(names) - len(expired)
         return found
 
@@ -195,14 +198,14 @@ class RedisStore:
         status_moved = before is None or before.run.status is not after.status
         answer = await self._connection.run(
             scripts.COMMIT,
-            [self._keys.run(after.run_id), self._keys.runs, *self._keys.by_status.values()],
+            [self._keys.run(after.run_id), *self._lists(after.tenant)],
             [
                 b"" if before is None else before.token,
                 token,
                 self._run_ttl_s,
                 after.run_id,
                 after.submitted_s,
-                _STATUSES.index(after.status) + _FIRST_STATUS_KEY if status_moved else 0,
+                _STATUSES.index(after.status) + _FIRST_STATUS if status_moved else 0,
                 self._max_listed_runs,
                 *codec.changes(None if before is None else before.run, after),
             ],
@@ -228,10 +231,13 @@ class RedisStore:
             if len(self._cache) > _MAX_CACHED_RUNS:
                 self._cache.popitem(last=False)
 
-    async def _forget(self, run_ids: Sequence[str]) -> None:
+    def _lists(self, tenant: str) -> Sequence[str]:
+        """The indexes that a run is in: those of all runs, and its tenant's."""
+        return (*self._keys.lists(""), *(self._keys.lists(tenant) if tenant else ()))
+
+    async def _forget(self, run_ids: Sequence[str], tenant: str) -> None:
         if run_ids:
-            indexes = (self._keys.runs, *self._keys.by_status.values())
-            await self._connection.pipeline([("ZREM", index, *run_ids) for index in indexes])
+            await self._connection.pipeline([("ZREM", index, *run_ids) for index in self._lists(tenant)])
 
     def _lock(self, run_id: str) -> asyncio.Lock:
         # Changes of one run in this process wait for each other instead of racing to Redis and losing.

@@ -11,9 +11,10 @@ COMMITTED: Final = 1
 
 COMMIT: Final = Script("""
 -- Write a run if it is still the one that the writer read; otherwise answer with what is stored.
--- KEYS: run, index, index of each status. ARGV: token read ('' to create), token of this commit, ttl, run id, score,
--- place in KEYS of the run's status (0: unchanged), longest index, then fields and values.
-local run, index = KEYS[1], KEYS[2]
+-- KEYS: run, then lists of five: index, index of each status; of all runs, and of those of its tenant if it has one.
+-- ARGV: token read ('' to create), token of this commit, ttl, run id, score, place of the run's status behind the index
+-- (0: unchanged), longest index, then fields and values.
+local run = KEYS[1]
 local read, mine, ttl, id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local stored = redis.call('HGET', run, 'token') or ''
 if stored == mine then
@@ -28,24 +29,27 @@ for i = 8, #ARGV, 1000 do
 end
 redis.call('EXPIRE', run, ttl)
 local place = tonumber(ARGV[6])
-if read == '' then
-  redis.call('ZADD', index, ARGV[5], id)
-end
-if place > 0 and redis.call('ZSCORE', index, id) then
-  for k = 3, #KEYS do
-    if k == place then
-      redis.call('ZADD', KEYS[k], ARGV[5], id)
-    else
-      redis.call('ZREM', KEYS[k], id)
+for at = 2, #KEYS, 5 do
+  local index = KEYS[at]
+  if read == '' then
+    redis.call('ZADD', index, ARGV[5], id)
+  end
+  if place > 0 and redis.call('ZSCORE', index, id) then
+    for k = 1, 4 do
+      if k == place then
+        redis.call('ZADD', KEYS[at + k], ARGV[5], id)
+      else
+        redis.call('ZREM', KEYS[at + k], id)
+      end
     end
   end
-end
-local over = redis.call('ZCARD', index) - tonumber(ARGV[7])
-if over > 0 then
-  local oldest = redis.call('ZPOPMIN', index, over)
-  for i = 1, #oldest, 2 do
-    for k = 3, #KEYS do
-      redis.call('ZREM', KEYS[k], oldest[i])
+  local over = redis.call('ZCARD', index) - tonumber(ARGV[7])
+  if over > 0 then
+    local oldest = redis.call('ZPOPMIN', index, over)
+    for i = 1, #oldest, 2 do
+      for k = 1, 4 do
+        redis.call('ZREM', KEYS[at + k], oldest[i])
+      end
     end
   end
 end

@@ -27,6 +27,7 @@ class RunSummary:
     finished_s: float | None
     slo_s: float | None
     steps: int
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class RunStore(Protocol):
         """The run as stored; NotFound if it does not exist or its time to live has passed."""
         ...
 
-    async def list(self, status: RunStatus | None, limit: int) -> Sequence[RunSummary]:
-        """The newest runs first."""
+    async def list(self, status: RunStatus | None, limit: int, tenant: str | None = None) -> Sequence[RunSummary]:
+        """The newest runs first; of one tenant if named."""
         ...
 
 

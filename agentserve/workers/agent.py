@@ -16,6 +16,7 @@ from agentserve.engines import open_adapter
 from agentserve.errors import AgentServeError
 from agentserve.telemetry.bus import Bus, LastWill
 from agentserve.telemetry.messages import Announce, Channel, Control, Message, Report, Status, topic
+from agentserve.telemetry.signing import is_signed, opened, signed
 from agentserve.workers.config import WorkerConfig
 from agentserve.workers.discovery import check_gpu, client_for, discover
 from agentserve.workers.scrape import Reading
@@ -37,12 +38,14 @@ async def run_worker(config: WorkerConfig) -> None:
     """
     check_gpu(config)
     boot_id = f"{time.time_ns() // 1_000_000:x}-{secrets.token_hex(4)}"
+    will_topic = topic(config.cluster, config.instance_id, Channel.STATUS)
     bus = Bus(
         config.mqtt_url,
+        ca_file=config.mqtt_ca_file,
         client_id=f"agentserve-{config.instance_id}-{boot_id}",
         will=LastWill(
-            topic(config.cluster, config.instance_id, Channel.STATUS),
-            _encode(Status(worker_id=config.instance_id, boot_id=boot_id, state="offline")),
+            will_topic,
+            _encode(Status(worker_id=config.instance_id, boot_id=boot_id, state="offline"), will_topic, config.key),
         ),
     )
     stop = StopRequest()
@@ -229,9 +232,15 @@ class Worker:
             decode_tokens_per_s=change.decode_tokens_per_s,
             preemptions=change.preemptions,
         )
-        self._bus.publish(topic(self._config.cluster, self._config.instance_id, Channel.REPORT), _encode(report))
+        where = self._topic(Channel.REPORT)
+        self._bus.publish(where, _encode(report, where, self._config.key))
 
     def _controlled(self, _topic: str, payload: bytes) -> None:
+        payload, signature = opened(payload)
+        key = self._config.key
+        if key is not None and not is_signed(payload, signature, self._topic(Channel.CONTROL), key):
+            logger.warning("a control message that the gateway had not signed was ignored")
+            return
         try:
             control = Control.model_validate_json(payload)
         except ValidationError:
@@ -241,9 +250,8 @@ class Worker:
         self._state_status()
 
     def _state_facts(self) -> None:
-        self._bus.retain(
-            topic(self._config.cluster, self._config.instance_id, Channel.ANNOUNCE), _encode(self._announce)
-        )
+        where = self._topic(Channel.ANNOUNCE)
+        self._bus.retain(where, _encode(self._announce, where, self._config.key))
         self._state_status()
 
     def _state_status(self) -> None:
@@ -260,7 +268,11 @@ class Worker:
         if self._state is None:
             return
         status = Status(worker_id=self._config.instance_id, boot_id=self._announce.boot_id, state=self._state)
-        self._bus.retain(topic(self._config.cluster, self._config.instance_id, Channel.STATUS), _encode(status))
+        where = self._topic(Channel.STATUS)
+        self._bus.retain(where, _encode(status, where, self._config.key))
+
+    def _topic(self, channel: Channel) -> str:
+        return topic(self._config.cluster, self._config.instance_id, channel)
 
     async def _pause(self, duration_s: float) -> None:
         """Sleep; a request to stop wakes, if it is news."""
@@ -282,5 +294,5 @@ def _is_idle(reading: Reading | None) -> bool:
     return reading is not None and reading.running == 0 and reading.waiting in (0, None)
 
 
-def _encode(message: Message) -> bytes:
-    return message.model_dump_json().encode()
+def _encode(message: Message, where: str, key: str | None) -> bytes:
+    return signed(message.model_dump_json().encode(), where, key)

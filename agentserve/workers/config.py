@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from agentserve.errors import BadInput
@@ -100,6 +101,10 @@ class WorkerConfig(EngineConfig):
     """A worker process: its engine, and how it reports."""
 
     mqtt_url: str = field(default="mqtt://127.0.0.1:1883", repr=False)
+    mqtt_ca_file: Path | None = None
+    """Certificates that sign the broker's, with `mqtts://`; `AGENTSERVE_MQTT_CA_FILE`."""
+    key: str | None = field(default=None, repr=False)
+    """With what it signs its messages; `AGENTSERVE_WORKER_KEY`."""
     cluster: str = "default"
     report_interval_s: float = 0.2
     """Time between signs of life, and the shortest between two readings of the engine's metrics."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from agentserve.telemetry.bus import Bus
 from agentserve.telemetry.messages import Channel, Control, topic
+from agentserve.telemetry.signing import signed, worker_key
 from agentserve.workers.registry import Registry
 
 _TICKS_PER_LOST_AFTER = 6
@@ -54,6 +55,8 @@ async def follow(bus: Bus, registry: Registry, clock: Callable[[], float]) -> No
             registry.tick(now_s, broker_connected=echo.is_fresh(now_s))
 
 
-def ask(bus: Bus, cluster: str, worker_id: str, control: Control) -> bool:
-    """Ask a worker to drain or to resume; False when there is no connection to ask over."""
-    return bus.publish(topic(cluster, worker_id, Channel.CONTROL), control.model_dump_json().encode(), qos=1)
+def ask(bus: Bus, cluster: str, worker_id: str, control: Control, secret: str | None = None) -> bool:
+    """Ask a worker to drain or to resume, signed if there is a secret; False without a connection to ask over."""
+    where = topic(cluster, worker_id, Channel.CONTROL)
+    key = None if secret is None else worker_key(secret, cluster, worker_id)
+    return bus.publish(where, signed(control.model_dump_json().encode(), where, key), qos=1)

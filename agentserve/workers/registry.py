@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from agentserve.errors import AgentServeError
 from agentserve.telemetry.messages import MAX_PAYLOAD_BYTES, Announce, Channel, Message, Report, Status
+from agentserve.telemetry.signing import is_signed, opened, worker_key
 from agentserve.workers.member import Member, MemberState, Witness
 from scheduler.errors import SchedulerError
 from scheduler.events import InstanceSpec
@@ -43,7 +44,12 @@ class Registry:
         on_lost: Callable[[str, str], None],
         *,
         max_workers: int = MAX_WORKERS,
+        secret: str | None = None,
     ) -> None:
+        """`secret`: messages that their worker has not signed with its key, made of it, are counted and ignored."""
+        self._secret = secret
+        self.unsigned = 0
+        """Messages on worker topics that their worker has not signed."""
         self.cluster = cluster
         self.lost_after_s = lost_after_s
         self.malformed = 0
@@ -81,6 +87,9 @@ class Registry:
         """Take one MQTT message; foreign topics are ignored, malformed payloads counted and ignored."""
         worker_id, _, channel = topic.removeprefix(self._prefix).partition("/")
         if not topic.startswith(self._prefix):
+            return
+        payload, signature = opened(payload)
+        if self._secret is not None and not self._is_its_own(worker_id, payload, signature, topic):
             return
         if channel == Channel.ANNOUNCE:
             if announce := self._decode(Announce, worker_id, payload):
@@ -214,6 +223,15 @@ class Registry:
                 return None
             del self._members[min(idle, key=lambda m: (m.lost_at_s, m.worker_id)).worker_id]
         return self._members.setdefault(worker_id, Member(worker_id))
+
+    def _is_its_own(self, worker_id: str, payload: bytes, signature: bytes, topic: str) -> bool:
+        key = worker_key(self._secret or "", self.cluster, worker_id)
+        if is_signed(payload, signature, topic, key):
+            return True
+        if self.unsigned % _LOG_EVERY_MALFORMED == 0:
+            logger.warning("a message of worker %.64r is not signed by it; it is ignored", worker_id)
+        self.unsigned += 1
+        return False
 
     def _decode(self, kind: type[_M], worker_id: str, payload: bytes) -> _M | None:
         try:

@@ -29,6 +29,7 @@ from agentserve.telemetry.metrics_page import MetricsPage
 from agentserve.telemetry.mode_figures import ModeCounts
 from agentserve.telemetry.open_runs import OpenRuns
 from agentserve.telemetry.tracing import SpanSink
+from agentserve.tenants.book import TenantBook
 from agentserve.tracker.redis import RedisStore
 from agentserve.tracker.sink import StoreSink
 from scheduler import decisions, events
@@ -160,6 +161,7 @@ async def gateway(
     log: EventLog | None = None,
     announce: Callable[[str, str], Announce] | None = None,
     span_processor: SpanProcessor | None = None,
+    tenants: TenantBook | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway in front of `engines` (or those that listen at `urls` already), ready for calls.
@@ -191,6 +193,8 @@ async def gateway(
             mode_counts=mode_counts,
             on_mode=metrics.in_mode,
             background=(fleet.run,),
+            tenants=tenants,
+            on_refused=metrics.refused,
         )
         url = await stack.enter_async_context(serving(app))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30, trust_env=False))

@@ -110,6 +110,8 @@ async def test_a_split_call_prefills_on_one_engine_and_decodes_on_another() -> N
     assert answer.json()["choices"][0] == expected
     where = {event["kind"]: event["data"].get("instance") for event in events}
     assert (where["call.prefilled"], where["call.first_token"]) == ("e0", "e1")
+    # What the decode engine got from the other is no prefix that it had: nothing is learned from it.
+    assert [e["data"]["cached_tokens"] for e in events if e["kind"] == "call.first_token"] == [None]
 
 
 async def test_a_stream_goes_on_elsewhere_when_its_engine_is_killed() -> None:

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from agentserve.gateway.serve import run_gateway
 from agentserve.local.process import free_port
 from agentserve.local.redis import RedisServer
 from agentserve.settings import Settings
+from agentserve.tenants.file import add_key
 from tests.integration.gateway_parts import MODEL, engine_process, until
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "[[reply tokens=300]]"}], "max_tokens": 1000}
@@ -49,6 +51,18 @@ async def test_it_serves_without_a_broker_and_stops_when_cancelled() -> None:
         serving.cancel()
         await asyncio.wait({serving})
         assert serving.cancelled()
+
+
+async def test_an_open_address_without_keys_is_refused_unless_told_so(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"0\.0\.0\.0 is reached from other machines.*agentserve keys new"):
+        await run_gateway(Settings(host="0.0.0.0", port=free_port(), mqtt_url=None))
+    elsewhere = f"redis://127.0.0.1:{free_port()}/0"
+    tenants = tmp_path / "tenants.toml"
+    add_key(tenants, "a")
+    for allowed in ({"allow_anonymous": True}, {"tenants_file": tenants}):
+        settings = Settings(host="0.0.0.0", port=free_port(), mqtt_url=None, redis_url=elsewhere, **allowed)
+        with pytest.raises(Unavailable, match="Redis"):
+            await run_gateway(settings)
 
 
 async def test_sigterm_ends_the_pages_that_are_open() -> None:

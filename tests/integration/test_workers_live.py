@@ -8,6 +8,7 @@ import pytest
 
 from agentserve.local.process import ChildProcess, free_port
 from agentserve.telemetry.messages import Control
+from agentserve.telemetry.signing import worker_key
 from agentserve.workers.follow import ask
 from agentserve.workers.member import MemberState
 from tests.integration.worker_parts import (
@@ -56,6 +57,29 @@ async def test_a_killed_worker_is_lost_by_its_last_will_and_its_successor_joins(
             await gateway.sees(("joined", "w"), ("lost", "w"))
         async with worker_process(engine.url, url):
             await gateway.sees(("joined", "w"), ("lost", "w"), ("joined", "w"))
+
+
+async def test_only_a_worker_that_signs_joins_a_gateway_with_a_secret(broker: tuple[ChildProcess, str]) -> None:
+    _, url = broker
+    secret = "the gateway's own"
+    key = worker_key(secret, "default", "w")
+    async with (
+        FakeEngine() as engine,
+        Gateway(url, secret=secret).following() as gateway,
+        worker_process(engine.url, url, key=key) as worker,
+        worker_process(engine.url, url, worker_id="unsigned"),
+        worker_process(engine.url, url, worker_id="rogue", key=key),
+    ):
+        await gateway.sees(("joined", "w"))
+        await until(lambda: gateway.registry.unsigned > 20)
+        assert ask(gateway.bus, "default", "w", Control(action="drain"))
+        assert ask(gateway.bus, "default", "w", Control(action="drain"), secret)
+        drained = (("joined", "w"), ("joined", "w"), ("draining", "w"))
+        await gateway.sees(*drained)
+        assert worker.output().count("a control message that the gateway had not signed was ignored") == 1
+        await worker.kill()
+        await gateway.sees(*drained, ("lost", "w"))
+        assert [member.worker_id for member in gateway.registry] == ["w"]
 
 
 async def test_a_frozen_worker_is_lost_by_its_silence_and_comes_back(broker: tuple[ChildProcess, str]) -> None:

@@ -188,7 +188,7 @@ class Gateway:
     `readings`: the last one that brought figures; those between are signs of life.
     """
 
-    def __init__(self, mqtt_url: str, lost_after_s: float = 1.5) -> None:
+    def __init__(self, mqtt_url: str, lost_after_s: float = 1.5, secret: str | None = None) -> None:
         self.log: list[tuple[str, str]] = []
         self.specs: dict[str, InstanceSpec] = {}
         self.announced: dict[str, Announce] = {}
@@ -202,6 +202,7 @@ class Gateway:
             on_reported=self._reported,
             on_draining=lambda worker_id: self.log.append(("draining", worker_id)),
             on_lost=lambda worker_id, reason: self.log.append(("lost", worker_id)),
+            secret=secret,
         )
 
     def _reported(self, report: Report) -> None:
@@ -233,4 +234,4 @@ class Gateway:
         """Wait until the log is exactly this."""
         wanted = list(log)
         await until(lambda: len(self.log) >= len(wanted), f"{wanted}; the log is {self.log}")
-        assert self.log == wanted
+        assert self.log == wanted, f"{self.log} is not {wanted}"

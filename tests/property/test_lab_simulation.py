@@ -171,6 +171,13 @@ def test_another_seed_draws_otherwise() -> None:
     assert one != other
 
 
+def test_a_split_call_reports_the_prefix_that_its_prefill_instance_had() -> None:
+    load = workload(25)
+    calls = simulate(load, slos(load), SPLIT_FLEET[:2], model=MODEL, policy="agentserve").replay.calls
+    assert {call.split for call in calls} == {True}
+    assert any(call.cached_tokens for call in calls)
+
+
 @pytest.mark.parametrize("fleet", [FLEET, SPLIT_FLEET], ids=["mixed", "split"])
 @pytest.mark.parametrize("policy", policy_names())
 def test_no_policy_can_read_the_future(

@@ -240,6 +240,8 @@ class Driver(RuleBasedStateMachine):
             prefix_hashes=tuple(range(prefix)),
             prefix_block_tokens=64,
             migration_refused=refused,
+            tenant=("one", "two", "three")[prompt % 3],
+            tenant_weight=(1.0, 0.5, 3.0)[prompt % 3],
         )
         self.send(arrived)
         return name

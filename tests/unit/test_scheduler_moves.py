@@ -13,6 +13,7 @@ from scheduler.events import (
     InstanceJoined,
     InstanceLost,
     MigrationRefused,
+    RequestCancelled,
     RequestFailed,
     Role,
     Woke,
@@ -22,9 +23,11 @@ from tests.unit.scheduler_builders import Cluster, call, config, kinds, only_mov
 LATE: dict[str, Any] = {"max_tokens": 400, "target_deadline_s": 6.0, "latest_deadline_s": 6.5}
 
 
-def straggling(*others: Any, limits: dict[str, Any] | None = None, **changes: Any) -> Cluster:
+def straggling(
+    *others: Any, limits: dict[str, Any] | None = None, settings: SchedulerConfig | None = None, **changes: Any
+) -> Cluster:
     """A call on `a` that should take 4 s and has put out 40 of 400 tokens at 40 ms each instead of 10."""
-    settings = config(400.0, learns_speed=True, migration=MigrationConfig(**(limits or {})))
+    settings = settings or config(400.0, learns_speed=True, migration=MigrationConfig(**(limits or {})))
     cluster = Cluster("agentserve", spec("a"), config=settings)
     placed = cluster.place(0.0, call("r", **{**LATE, **changes}))
     assert placed.decode_instance == "a"
@@ -64,6 +67,18 @@ def test_a_straggling_call_moves_where_its_chance_is_better() -> None:
 def test_a_move_that_is_refused_or_does_not_pay_is_not_made(changes: dict[str, Any], limits: dict[str, Any]) -> None:
     cluster = straggling(limits=limits, **changes)
     assert cluster.progress(1.7, "r", 40) == []
+
+
+@pytest.mark.parametrize(("weight", "moves"), [(0.0, True), (1000.0, False)])
+def test_a_call_does_not_move_where_runs_of_calls_to_come_would_lose_more(weight: float, moves: bool) -> None:
+    prices = AgentServeConfig(coming_weight=weight, queue_weight=weight)
+    settings = config(400.0, learns_speed=True, agentserve=prices)
+    cluster = straggling(settings=settings)
+    tight = {"max_tokens": 60, "target_deadline_s": 0.7, "latest_deadline_s": 0.7}
+    for name in map(str, range(20)):
+        assert cluster.place(0.2, call(name, **tight)).decode_instance == "b"
+        cluster.at(0.2, RequestCancelled(event_id=name, request_id=name))
+    assert bool(cluster.progress(1.7, "r", 40)) is moves
 
 
 def test_a_call_of_a_lost_run_moves_where_it_ends_five_times_as_soon_and_harms_nobody() -> None:

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 
 from scheduler.config import LengthConfig
+from scheduler.curve import Curve
 from scheduler.decisions import LengthForecast
 from scheduler.latency import Demand
-from scheduler.rest import _EDGES_SHARE, Rest, RestByForecast, RestBySlo, RestByVisit, RestModel
+from scheduler.rest import _EDGES_SHARE, Ends, Rest, RestByForecast, RestBySlo, RestByVisit, RestModel
 from scheduler.runs import Mark, Progress, RunFacts
 from scheduler.stakes import expected_rest_s, likely_lengths, outcome, stake
 
 TOKEN_S = 0.01
 FRESH = Progress(0.0, TOKEN_S, 100.0)
+ANY_SLO_S = [9.0 * 1.13**i for i in range(34)]
+"""From 9 to 500 s."""
 
 
 def ended(
@@ -33,7 +36,7 @@ def ended(
             Mark("n", visit, total_s * visit / calls, waited_by_then_s, progress, lengths, each_s, tokens)
         )
     facts.waited_s, facts.last_ended_s = waited_s, total_s
-    facts.needed_path_s = facts.needed_s = facts.busy_s = total_s - waited_s
+    facts.needed_path_s = total_s - waited_s
     return facts, total_s
 
 
@@ -52,10 +55,14 @@ def chance(rest: Rest, left_s: float, step_s: float = TOKEN_S, lengths: tuple[fl
     return float(rest.chances(np.array([left_s]), np.array([step_s]), np.array(lengths))[0])
 
 
-def by_slo(share: float, *, done_s: float, last: float, stretch: float = 1.0) -> RestBySlo:
+def by_slo(
+    share: float, *, done_s: float, last: float, stretch: float = 1.0, rests_s: tuple[float, ...] = (3.0,)
+) -> RestBySlo:
     """An SLO of 10 s of which runs are known to take a share (to within a bucket of 4 %)."""
     cdf = np.where(share < _EDGES_SHARE, 1.0, 0.0)
-    return RestBySlo(cdf, 10.0, Progress(done_s, TOKEN_S, 100.0), last, stretch)
+    return RestBySlo(
+        Curve(_EDGES_SHARE, cdf), 10.0, Progress(done_s, TOKEN_S, 100.0), Ends(last, np.array(rests_s)), stretch
+    )
 
 
 def test_before_five_runs_have_ended_the_forecast_is_believed() -> None:
@@ -93,7 +100,7 @@ def test_an_slo_that_tells_the_length_is_used(calls: int) -> None:
 
 
 def test_an_slo_that_tells_nothing_is_not_used() -> None:
-    model = learned(*[ended(8.0, slo_s=slo) for slo in (9.0, 20.0, 45.0, 100.0, 220.0, 500.0)] * 40)
+    model = learned(*[ended(8.0, slo_s=slo_s) for slo_s in ANY_SLO_S] * 8)
     assert isinstance(model.rest("w", "n", 1, 100.0, FRESH, 0.0), RestByVisit)
 
 
@@ -124,13 +131,33 @@ def test_a_run_that_has_had_more_than_any_before_is_a_coin_toss() -> None:
     assert [chance(rest, left_s) for left_s in (1.1, 0.9)] == [0.5, 0.0]  # of 100 tokens, then who knows
 
 
-def test_runs_that_are_served_slower_than_alone_stretch_the_rests_of_later_ones() -> None:
-    slow = [ended(total, slo_s=2.0 * total) for total in (2.0, 8.0, 32.0) * 100]
-    for facts, _ in slow:
-        facts.busy_s *= 3.0
-    rest = learned(*slow).rest("w", "n", 1, 100.0, FRESH, 0.0)
-    assert isinstance(rest, RestBySlo)
-    assert rest.stretch == pytest.approx(3.0, abs=0.05)
+def test_an_slo_tells_whether_a_call_ends_its_run() -> None:
+    # 5 s in all. Runs mostly end with such a call, but of 1 s it leaves 4 s to be done; of 5 s it leaves nothing.
+    short, long = by_slo(0.5, done_s=0.0, last=0.9, rests_s=(4.0,)), by_slo(0.5, done_s=4.0, last=0.1, rests_s=(40.0,))
+    assert [within(short, left_s) for left_s in (3.7, 4.4)] == pytest.approx([0.0, 1.0], abs=0.02)
+    assert within(long, 0.0) > 0.98
+    # So the short call is not taken for one of 500 tokens, which would take 20 s at four hundredths each.
+    assert chance(short, 10.0, 4 * TOKEN_S) > 0.98
+
+
+def test_an_slo_unlike_any_before_says_nothing_of_whether_a_call_ends_its_run() -> None:
+    assert within(by_slo(0.5, done_s=0.0, last=0.9, rests_s=(90.0,)), 0.0) == pytest.approx(0.9, abs=0.02)
+
+
+def test_runs_that_are_served_slower_than_alone_stretch_the_rests_of_later_ones_with_such_slos() -> None:
+    model = learned(*[ended(total, slo_s=2.0 * total) for total in (2.0, 8.0, 32.0) * 100])
+    for _ in range(200):
+        model.paced("w", 100.0, took_s=3.0, needed_s=1.0)
+        model.paced("w", 1000.0, took_s=1.5, needed_s=1.0)
+
+    def stretch(slo_s: float) -> float:
+        rest = model.rest("w", "n", 1, slo_s, FRESH, 0.0)
+        assert isinstance(rest, RestBySlo)
+        return rest.stretch
+
+    assert stretch(100.0) == stretch(70.0) == pytest.approx(3.0, abs=0.05)
+    assert stretch(1000.0) == pytest.approx(1.5, abs=0.05)
+    assert stretch(10.0) == pytest.approx(2.25, abs=0.05)  # of none like it: as all of the workflow
 
 
 def test_workflows_are_forgotten_beyond_a_bound() -> None:
@@ -180,7 +207,7 @@ def test_likely_lengths_are_what_the_forecast_leaves_of_four_equal_parts() -> No
 
 def test_the_way_that_foresees_better_of_late_is_followed() -> None:
     # While all runs take 8 s the SLO tells nothing; from then on a run takes half of its SLO.
-    alike = [ended(8.0, slo_s=slo_s) for slo_s in (9.0, 20.0, 45.0, 100.0, 220.0, 500.0) * 20]
+    alike = [ended(8.0, slo_s=slo_s) for slo_s in ANY_SLO_S * 4]
     halves = [ended(0.5 * slo_s, slo_s=slo_s) for slo_s in (4.0, 9.0, 20.0, 45.0, 100.0, 220.0, 500.0) * 100]
     model = learned(*alike)
     assert isinstance(model.rest("w", "n", 1, 100.0, FRESH, 0.0), RestByVisit)
@@ -190,14 +217,21 @@ def test_the_way_that_foresees_better_of_late_is_followed() -> None:
     assert isinstance(model.rest("w", "n", 1, None, FRESH, 0.0), RestByVisit)  # without an SLO there is one way only
 
 
-def test_kept_arrays_are_bounded() -> None:
-    model = RestModel(LengthConfig())
+def test_kept_distributions_are_bounded_however_many_nodes_are_asked_about() -> None:
+    model = RestModel(LengthConfig(max_keys=100))
     kept = []
-    for i in range(4500):
-        facts, ended_s = ended(4.0, calls=1)
-        facts.workflow = f"w{i}"
+    for i in range(250):
+        model._by_visit("w", f"n{i}", 1)
+        kept.append(len(model._kept))
+    assert max(kept) == 100
+
+
+def test_what_is_learned_replaces_what_was_kept() -> None:
+    model = learned(*[ended(4.0)] * 5)
+    before, _ = model._by_visit("w", "n", 1)
+    assert model._by_visit("w", "n", 1)[0] is before
+    facts, ended_s = ended(400.0)
+    for _ in range(5):
         model.learn(facts, ended_s)
-        model._by_visit(facts.workflow, "n", 1)
-        kept.append(len(model._arrays))
-    assert max(kept) == 4096
-    assert kept[-1] < 4096
+    after, _ = model._by_visit("w", "n", 1)
+    assert within(after, 5.0) < within(before, 5.0)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agentserve.telemetry.messages import Announce, Channel, Message, Report, Status, topic
+from agentserve.telemetry.signing import signed, worker_key
 from agentserve.workers.member import MemberState
 from agentserve.workers.registry import Registry
 from scheduler.errors import UnknownProfile
@@ -380,3 +381,36 @@ def test_a_refused_worker_that_announces_better_facts_waits_without_the_old_reas
     member = gateway.registry.get("w")
     assert member is not None
     assert (member.state, member.reason) == (MemberState.WAITING, None)
+
+
+def signed_gateway() -> Gateway:
+    made = Gateway()
+    made.registry._secret = "the gateway's"
+    return made
+
+
+def test_with_a_secret_only_what_a_worker_signed_itself_counts() -> None:
+    made = signed_gateway()
+    where = topic("c", "w", Channel.ANNOUNCE)
+    said = announce("w").model_dump_json().encode()
+    key, other = worker_key("the gateway's", "c", "w"), worker_key("the gateway's", "c", "rogue")
+    forged = (
+        said,
+        signed(said, where, other),
+        signed(said, topic("c", "rogue", Channel.ANNOUNCE), key),
+        signed(said, topic("c", "w", Channel.REPORT), key),
+        signed(said, where, key).replace(b"10.0.0.1", b"10.0.0.2") if b"10.0.0.1" in said else said + b" ",
+        signed(said, where, worker_key("another's", "c", "w")),
+    )
+    for payload in forged:
+        made.registry.handle_message(where, payload, 0.0)
+    assert (len(made.registry), made.registry.unsigned) == (0, len(forged))
+    made.registry.handle_message(where, signed(said, where, key), 0.0)
+    assert made.registry.get("w") is not None
+
+
+def test_a_gateway_without_a_secret_hears_signed_workers_too() -> None:
+    made = Gateway()
+    where = topic("c", "w", Channel.ANNOUNCE)
+    made.registry.handle_message(where, signed(announce("w").model_dump_json().encode(), where, "key"), 0.0)
+    assert (len(made.registry), made.registry.malformed) == (1, 0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agentserve.journal import Kind, RunEvent
+from agentserve.tenants.tenant import NOBODY, Tenant
 from agentserve.tracker.store import RunSummary
 from workflows.run import RunStatus
 
@@ -94,12 +95,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What one reader wants to see: rows from a place on, of a kind, whose run id or workflow holds a text."""
+    """What one reader wants to see: rows from a place on, of a kind, whose run id or workflow holds a text.
+
+    Whoever `tenant` is sees its own rows only, unless it is an admin.
+    """
 
     first: int = 0
     rows: int = 25
     show: str = "all"
     text: str = ""
+    tenant: Tenant = NOBODY
 
 
 SHOWN: Final[Mapping[str, Callable[[Row, float], bool]]] = {
@@ -155,21 +160,25 @@ class Board:
 
     def window(self, view: View, now_s: float) -> tuple[Sequence[str], int]:
         """The run ids that a view shows, newest first, and how many match it in all."""
-        order = self._newest_first()
+        order, scope = self._newest_first(), view.tenant.scope
+        if scope:
+            order = [name for name in order if name.startswith(scope)]
         if view.show == "all" and not view.text:
             return order[view.first : view.first + view.rows], len(order)
         fits, text = SHOWN[view.show], view.text.lower()
         found = [
             name
             for name in order
-            if fits(row := self._rows[name], now_s) and (text in name.lower() or text in row.workflow.lower())
+            if fits(row := self._rows[name], now_s)
+            and (text in name[len(scope) :].lower() or text in row.workflow[len(scope) :].lower())
         ]
         return found[view.first : view.first + view.rows], len(found)
 
-    def totals(self, now_s: float) -> dict[str, int]:
-        """How many runs are live, and how many of those are late."""
-        live = [row for row in self._rows.values() if row.is_live]
-        return {"live": len(live), "late": sum(row.is_late(now_s) for row in live), "known": len(self._rows)}
+    def totals(self, now_s: float, tenant: Tenant = NOBODY) -> dict[str, int]:
+        """How many runs the tenant sees, how many of them are live, and how many of those are late."""
+        seen = [row for row in self._rows.values() if row.run_id.startswith(tenant.scope)]
+        live = [row for row in seen if row.is_live]
+        return {"live": len(live), "late": sum(row.is_late(now_s) for row in live), "known": len(seen)}
 
     def _add(self, row: Row) -> Row:
         if len(self._rows) >= self._max_rows:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from agentserve.errors import Unavailable
 from agentserve.gateway.errors import BadParameter, json_response
+from agentserve.gateway.guard import tenant_of
 from agentserve.gateway.identity import check_run_id
 from agentserve.gateway.page import figures
 from agentserve.gateway.page.explained import explained
@@ -18,6 +19,7 @@ from agentserve.gateway.page.files import FIRST, answer, read_files
 from agentserve.gateway.page.stream import LiveStream, Reader, read_view, refuse_other_sites
 from agentserve.gateway.page.watch import Watch
 from agentserve.gateway.runs import RunService
+from agentserve.gateway.scoped import outside
 from agentserve.orchestrator import Orchestrator
 from agentserve.run_story import run_story
 from agentserve.settings import Settings
@@ -69,7 +71,7 @@ class PageRoutes:
     async def live(self, request: Request) -> ASGIApp:
         """The stream of changes."""
         refuse_other_sites(request)
-        view, run_id = read_view(request)
+        view, run_id = read_view(request, tenant_of(request))
         if not self._orchestrator.accepting:
             raise Unavailable("the gateway is stopping; try again")
         self.watch.check_room()
@@ -81,7 +83,8 @@ class PageRoutes:
 
     async def story(self, request: Request) -> Response:
         """A run, step by step, with why each call was served where it was."""
-        run_id = check_run_id("run_id", request.path_params["run_id"])
+        tenant = tenant_of(request)
+        run_id = tenant.inside(check_run_id("run_id", request.path_params["run_id"]))
         limit = request.query_params.get("limit", _STORY_STEPS)
         if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= MAX_STORY_STEPS:
             raise BadParameter("limit", f"must be a whole number from 1 to {MAX_STORY_STEPS}")
@@ -91,4 +94,4 @@ class PageRoutes:
             derived = deadlines.get(step.step_id)
             if derived is not None:
                 step.target_deadline_s, step.latest_deadline_s = derived.target_s, derived.latest_s
-        return json_response(explained(told, self._clock(), int(limit)))
+        return json_response(outside(explained(told, self._clock(), int(limit)), tenant))

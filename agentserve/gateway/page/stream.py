@@ -12,10 +12,13 @@ import orjson
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from agentserve.gateway.errors import BadParameter, Forbidden
+from agentserve.errors import Forbidden
+from agentserve.gateway.errors import BadParameter
 from agentserve.gateway.identity import MAX_ID_CHARS, check_run_id
 from agentserve.gateway.page.board import SHOWN, View
 from agentserve.gateway.page.watch import Watch
+from agentserve.gateway.scoped import outside
+from agentserve.tenants.tenant import NOBODY, Tenant
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ _HEADERS: Final = (
 )
 
 
-def read_view(request: Request) -> tuple[View, str | None]:
+def read_view(request: Request, tenant: Tenant = NOBODY) -> tuple[View, str | None]:
     """What a page asks to see, and the run that it follows; BadParameter names what cannot be used."""
     query = request.query_params
     show, text, run = query.get("show", "all"), query.get("q", ""), query.get("run")
@@ -44,7 +47,8 @@ def read_view(request: Request) -> tuple[View, str | None]:
         _whole(query.get("first", "0"), "first", 0, MAX_FIRST),
         _whole(query.get("rows", "25"), "rows", 1, MAX_VIEW_ROWS),
     )
-    return View(first=first, rows=rows, show=show, text=text), None if run is None else check_run_id("run", run)
+    view = View(first=first, rows=rows, show=show, text=text, tenant=tenant)
+    return view, None if run is None else tenant.inside(check_run_id("run", run))
 
 
 def refuse_other_sites(request: Request) -> None:
@@ -73,16 +77,19 @@ class Reader:
         changed = [plain for version, plain in watch.instances.values() if version > self._seen]
         if changed or self._seen < 0:
             news["instances"] = changed
+        seen_by, is_all = self._view.tenant, self._view.tenant.admin
         minutes = [(begin, *counts) for begin, (version, *counts) in watch.minutes.items() if version > self._seen]
-        if minutes:
+        if minutes and is_all:  # they count every tenant's runs
             news["minutes"] = minutes
         if watch.problem != self._problem or self._seen < 0:
             news["problem"] = self._problem = watch.problem
-        totals = {**watch.board.totals(watch.clock()), "calls": len(watch.orchestrator.calls)}
+        calls = sum(name.startswith(seen_by.scope) for name in watch.orchestrator.calls)
+        totals = {**watch.board.totals(watch.clock(), seen_by), "calls": calls}
         if totals != self._totals:
             news["totals"] = self._totals = totals
         self._seen = watch.version
-        return {**news, **self._runs(), **self._followed()}
+        own = {**self._runs(), **self._followed()}
+        return {**news, **outside(own, seen_by)}
 
     def _runs(self) -> dict[str, Any]:
         board, news = self._watch.board, dict[str, Any]()
