@@ -8,7 +8,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench bench-peers lab lab-quick lab-tune engines-env engines-test engines-lock validate audit compose-test lock clean
+.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench bench-peers lab lab-quick lab-tune fuzz engines-env engines-test engines-lock validate audit compose-test lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,11 +31,11 @@ demo: $(VENV)/.run  ## bring a local cluster up, run agents, compare two policie
 	$(BIN)/python -m agentserve demo
 
 test: $(VENV)/.dev  ## every test, with the coverage of scheduler/ and workflows/ checked
-	$(BIN)/python -m pytest -n auto tests/unit tests/property tests/replay --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n auto tests/unit tests/property tests/replay tests/fuzz --cov --cov-report=term --cov-fail-under=95
 	$(BIN)/python -m pytest tests/contract tests/integration tests/e2e
 
 test-fast: $(VENV)/.dev  ## unit, property and replay tests only
-	$(BIN)/python -m pytest -n auto tests/unit tests/property tests/replay
+	$(BIN)/python -m pytest -n auto tests/unit tests/property tests/replay tests/fuzz
 
 check: $(VENV)/.dev  ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
@@ -128,6 +128,9 @@ validate: $(VENV)/.dev $(DYNAMO)/.installed  ## the simulator against measured G
 	$(BIN)/python -m benchmarks.validate.against_dynamo
 	$(BIN)/python -m benchmarks.validate.live
 	$(BIN)/python -m benchmarks.validate.sensitivity coding-hot --policies round_robin,prefix_affinity,agentserve --limit 200
+
+fuzz: $(VENV)/.dev  ## a million bad inputs against everything that reads from outside; about 15 minutes
+	$(BIN)/python -m tests.fuzz
 
 audit: $(VENV)/.dev  ## look every pinned package up among the known vulnerabilities (asks PyPI)
 	$(BIN)/uv tool run --python $(BIN)/python pip-audit==$(PIP_AUDIT) --strict --disable-pip --require-hashes -r requirements/run.txt -r requirements/dev.txt

@@ -21,6 +21,8 @@ from workflows.run import StepKind
 from workflows.shape import reachable
 
 KIND_KEY = "agentserve.kind"
+RETRYABLE_KEY = "agentserve.retryable"
+"""A node's metadata says by it whether a durable run may execute the node again after its process died."""
 MAX_COMBINATIONS = 64
 """Ways in which several conditional edges of one node may combine; beyond these each is taken for itself."""
 MAX_DEPTH = 16

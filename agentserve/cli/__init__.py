@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from agentserve.cli import cluster, demo, doctor, engine, keys, lab, mode, parts, profile, runs
+from agentserve.cli import cluster, demo, doctor, durable, engine, keys, lab, mode, parts, profile, runs
 from agentserve.errors import AgentServeError
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (cluster, mode, runs, demo, keys, lab, parts, engine, doctor, profile):
+for module in (cluster, mode, runs, durable, demo, keys, lab, parts, engine, doctor, profile):
     module.register(app)
 
 

@@ -20,6 +20,9 @@ GatewayFlag = Annotated[
     str | None,
     typer.Option("--gateway", help="The gateway's URL [default: $AGENTSERVE_GATEWAY or http://127.0.0.1:8080]"),
 ]
+RedisFlag = Annotated[
+    str | None, typer.Option("--redis", help="Where durable runs are kept [default: $AGENTSERVE_REDIS_URL]")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
 
 
@@ -110,9 +113,16 @@ async def _until_stopped(cluster: Any, console: Console) -> None:
 def ps(
     gateway: GatewayFlag = None,
     watch: Annotated[bool, typer.Option(help="Refresh until Ctrl-C")] = False,
+    unfinished: Annotated[bool, typer.Option(help="Show durable runs that have not ended, from Redis")] = False,
+    redis: RedisFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Show instances (queue, running, KV) and live runs."""
+    if unfinished:
+        from agentserve.cli.durable import show_unfinished
+
+        show_unfinished(redis, json=json)
+        return
     url = gateway_url(gateway)
     console = Console(soft_wrap=json)
     if json:

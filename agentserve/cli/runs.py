@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from agentserve.cli.cluster import GatewayFlag, JsonFlag
+from agentserve.cli.cluster import GatewayFlag, JsonFlag, RedisFlag
 from agentserve.cli.gateway_client import gateway_url, get_json
 from agentserve.cli.values import attribute, duration_s, failure, first_difference, run_input
 from agentserve.errors import AgentServeError, BadInput
@@ -28,6 +28,8 @@ def run(
     graph: Annotated[str, typer.Argument(metavar="MODULE:GRAPH", help="A compiled LangGraph graph")],
     slo: Annotated[str, typer.Option(help="End-to-end SLO: 20s, 500ms, 2m")],
     input: Annotated[str | None, typer.Option(help="JSON, or @file [default: the module's EXAMPLE]")] = None,  # noqa: A002  # the flag's name
+    durable: Annotated[bool, typer.Option(help="Keep the run in Redis, for `resume`")] = False,
+    redis: RedisFlag = None,
     gateway: GatewayFlag = None,
     json: JsonFlag = False,
 ) -> None:
@@ -43,7 +45,8 @@ def run(
 
     import agentserve
 
-    served = agentserve.serve(compiled, slo_s=slo_s, name=_name(graph), gateway=url)
+    kept = durable and (redis or True)
+    served = agentserve.serve(compiled, slo_s=slo_s, name=_name(graph), gateway=url, durable=kept, app=graph)
     try:
         result = asyncio.run(served.arun(state))
     except AgentServeError:
@@ -51,12 +54,17 @@ def run(
     except Exception as error:
         run_id = f"run {served.last_run.run_id}" if served.last_run is not None else "no run"
         raise AgentServeError(f"{graph} failed ({run_id}): {failure(error)}") from error
+    print_result(result, json=json)
+
+
+def print_result(result: Any, *, json: bool) -> None:
+    """What came of a run, and how to see more."""
     console = Console(soft_wrap=json)
     if json:
         plain = {
             "run_id": result.run_id,
             "e2e_s": result.e2e_s,
-            "slo_s": slo_s,
+            "slo_s": result.slo_s,
             "attained": result.attained,
             "output": result.output,
         }
@@ -64,7 +72,8 @@ def run(
         return
     console.print(result.output)
     verdict = "[green]inside its SLO[/]" if result.attained else "[red]past its SLO[/]"
-    console.print(f"run [bold]{result.run_id}[/]: {result.e2e_s:.2f} s, {verdict} of {slo_s:g} s")
+    slo = "no SLO" if result.slo_s is None else f"{verdict} of {result.slo_s:g} s"
+    console.print(f"run [bold]{result.run_id}[/]: {result.e2e_s:.2f} s, {slo}")
     console.print(f"agentserve trace {result.run_id}", style="dim")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from agentserve.engines.adapter import Delta
-from agentserve.engines.chunks import parse_chunk
+from agentserve.engines.chunks import parse_chunk, sound
 from agentserve.errors import EngineFailed
 
 _FINISH: Final = {"eos": "stop", "word": "stop", "limit": "length"}
@@ -46,13 +46,15 @@ class CompletionChunks:
         # The last chunk counts an end token, which has no text, and what it never showed.
         missing = 0 if finish is not None else total - self._tokens - len(ids)
         self._tokens = total
-        delta = Delta(
-            text=text,
-            token_ids=ids,
-            prompt_ids=self._prompt_ids,
-            finish_reason=finish,
-            choice=self._choice(text, finish),
-            usage=None if finish is None else _usage(chunk),
+        delta = sound(
+            Delta(
+                text=text,
+                token_ids=ids,
+                prompt_ids=self._prompt_ids,
+                finish_reason=finish,
+                choice=self._choice(text, finish),
+                usage=None if finish is None else _usage(chunk),
+            )
         )
         self._prompt_ids = None
         return Read(delta, missing)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from agentserve.engines.adapter import Delta
+from agentserve.engines.chunks import sound
 from agentserve.errors import EngineFailed
 
 _HELD_TOKENS: Final = 8
@@ -53,13 +54,8 @@ class GenerateChunks:
         finish = None if reason is None else reason["type"]
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
         choice |= {"delta": {"content": text}} if self._is_chat else {"text": text}
-        return Delta(
-            text=text,
-            token_ids=tuple(ids),
-            finish_reason=finish,
-            choice=choice,
-            usage=None if reason is None else _usage(meta),
-        )
+        usage = None if reason is None else _usage(meta)
+        return sound(Delta(text=text, token_ids=tuple(ids), finish_reason=finish, choice=choice, usage=usage))
 
 
 async def whole_characters(

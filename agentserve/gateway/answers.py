@@ -68,7 +68,10 @@ def _whole_message(message: dict[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if not calls:
         return message
-    shown = [{name: value for name, value in call.items() if name != "index"} for call in calls]
+    shown = [
+        {name: value for name, value in call.items() if name != "index"} if isinstance(call, dict) else call
+        for call in (calls if isinstance(calls, list) else [calls])
+    ]
     return {**message, "content": message["content"] or None, "tool_calls": shown}
 
 
@@ -79,7 +82,7 @@ def merge(old: Any, new: Any) -> Any:
     if isinstance(old, dict) and isinstance(new, dict):
         return {**old, **{name: _merge_field(name, old.get(name), value) for name, value in new.items()}}
     if isinstance(old, list) and isinstance(new, list):
-        if all(isinstance(item, dict) and "index" in item for item in (*old, *new)):
+        if all(isinstance(item, dict) and isinstance(item.get("index"), int) for item in (*old, *new)):
             items: dict[Any, Any] = {}
             for item in (*old, *new):
                 items[item["index"]] = merge(items.get(item["index"]), item)

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from agentserve.gateway.completions import Completions
 from agentserve.gateway.errors import error_object, json_response, on_defect, on_http_error, on_known_error
 from agentserve.gateway.guard import Guard, Refused, admin_only, is_known, tenant_of
 from agentserve.gateway.modes import Modes
+from agentserve.gateway.openapi import description
 from agentserve.gateway.page.routes import PageRoutes
 from agentserve.gateway.rest import RestRoutes
 from agentserve.gateway.runs import RunService
@@ -134,6 +136,7 @@ class _Probes:
             Route("/healthz", self.healthz, methods=["GET"]),
             Route("/readyz", self.readyz, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
 
     async def healthz(self, _: Request) -> Response:
@@ -154,6 +157,10 @@ class _Probes:
         """Prometheus text."""
         admin_only(request, "/metrics")
         return Response(await self._render() if self._render is not None else b"", media_type=CONTENT_TYPE)
+
+    async def openapi(self, _: Request) -> Response:
+        """The API, described."""
+        return json_response(description(version("agentserve")))
 
     async def _problem(self) -> str | None:
         if not self._orchestrator.accepting:

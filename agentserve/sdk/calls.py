@@ -1,8 +1,9 @@
 """What does a call to the gateway say on each attempt: first, again after a loss, or to resume its stream?"""
 
 import uuid
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import orjson
 from agentserve import headers
 from agentserve.sdk.context import current_run
 from agentserve.sdk.credentials import OUR_KEYS, authorization
+from agentserve.sdk.durable import KeptStream
 from agentserve.sdk.resume import StreamProgress
 
 _COMPLETIONS: Final = ("/v1/chat/completions", "/v1/completions")
@@ -28,7 +30,12 @@ class Call:
     carried: dict[str, str]
     mark: str
     progress: StreamProgress | None
+    body: Mapping[str, Any] = field(default_factory=dict)
     repeatable: bool
+    kept: KeptStream | None = None
+    """What of the stream outlives this process."""
+    replayed: bytes = b""
+    """What the stream delivered in an earlier process: the caller gets it first."""
     lost_once: bool = False
     resumptions: int = 0
 
@@ -40,13 +47,39 @@ class Call:
         return (self.library.NetworkError, self.library.RemoteProtocolError, self.library.ConnectTimeout)
 
     def request(self) -> Any:
-        """The first attempt."""
-        return self._with_body(None if self.progress is None else self.progress.first_body())
+        """The first attempt; one that goes on where the stream broke off in an earlier process."""
+        if self.progress is None:
+            return self._with_body(None)
+        return self._with_body(self._continuation() or self.progress.first_body())
+
+    def known(self) -> Any:
+        """The response, if all of the stream was delivered in an earlier process; else None."""
+        if self.progress is None or not self.progress.ended:
+            return None
+        headers = {"content-type": "text/event-stream; charset=utf-8"}
+        return self.library.Response(200, headers=headers, stream=self.library.ByteStream(self.replayed))
+
+    def _continuation(self) -> bytes | None:
+        if self.progress is None or self.kept is None or not self.kept.earlier:
+            return None
+        progress, passed, body = StreamProgress(self.body), b"", None
+        for part in self.kept.earlier:
+            passed += progress.feed(part)
+            body = progress.resume_body()
+        if tail := progress.closing():
+            passed += tail
+        if body is None and not progress.ended:
+            self.kept.forget()
+            return None
+        self.progress, self.replayed = progress, passed
+        return body
 
     def resumption(self, lost: Exception | None) -> Any:
         """The attempt that goes on with a broken stream; raises what broke it if that cannot be done exactly."""
         self.lost_once = True
         self.resumptions += 1
+        if self.kept is not None:
+            self.kept.next_part()
         hopeless = self.progress is None or self.resumptions > _MAX_RESUMPTIONS
         body = None if hopeless or self.progress is None else self.progress.resume_body()
         if body is None:
@@ -119,8 +152,12 @@ def call_for(library: Any, request: Any, *, mark: str) -> Call:
     if run is not None:
         run.calls_model()
     carried[headers.REQUEST_ID] = request.headers.get(headers.REQUEST_ID) or _request_id(request)
-    progress = StreamProgress(body) if body.get("stream") is True else None
-    return Call(library=library, original=request, carried=carried, mark=mark, progress=progress, repeatable=True)
+    call = Call(library=library, original=request, carried=carried, mark=mark, progress=None, repeatable=True)
+    if body.get("stream") is True:
+        call.progress, call.body = StreamProgress(body), body
+        if run is not None and run.durable is not None and run.step_id is not None:
+            call.kept = run.durable.stream(run.step_id.partition("#")[0], sha256(request.content).hexdigest()[:16])
+    return call
 
 
 def _completion(request: Any) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from agentserve import headers
+from agentserve.sdk.durable import DurableRun
 from agentserve.sdk.origin import Origin
 from agentserve.sdk.patience import Patience
 from agentserve.sdk.steps import NodeStep, StepLedger
@@ -25,6 +26,7 @@ class ActiveRun:
     submitted_s: float
     ledger: StepLedger = field(repr=False)
     patience: Patience = field(default_factory=Patience, repr=False)
+    durable: DurableRun | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +41,15 @@ class CurrentRun:
     node: str | None = None
     parents: tuple[str, ...] = ()
     ledger: StepLedger = field(repr=False, compare=False)
+    place: str = field(default="", repr=False, compare=False)
+    durable: DurableRun | None = field(default=None, repr=False, compare=False)
 
     def calls_model(self) -> None:
         """Note that the step calls a model, so that it counts as one that does."""
         if self.step_id is not None:
             self.ledger.note_call(self.step_id)
+            if self.durable is not None and self.place:
+                self.durable.calls_model(self.place)
 
     def headers(self) -> dict[str, str]:
         """The headers by which a call takes part in this run; names outside printable ASCII are percent-encoded."""
@@ -89,6 +95,8 @@ def current_run() -> CurrentRun | None:
         node=None if step is None else step.node,
         parents=() if step is None else step.parents,
         ledger=run.ledger,
+        place="" if step is None else step.place,
+        durable=run.durable,
     )
 
 

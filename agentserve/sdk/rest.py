@@ -59,14 +59,16 @@ class GatewayClient:
         """Register or replace the workflow."""
         self._call("PUT", f"/v1/workflows/{quote(workflow.name, safe='')}", workflow.to_dict())
 
-    def create_run(self, run_id: str, workflow: str, slo_s: float | None) -> None:
-        """Submit a run, or find the one of that id; Conflict if that has ended."""
+    def create_run(self, run_id: str, workflow: str, slo_s: float | None) -> Mapping[str, Any]:
+        """Submit a run, or find the one of that id; what the gateway says of it. Conflict if that has ended."""
         body: dict[str, Any] = {"run_id": run_id, "workflow": workflow}
         if slo_s is not None:
             body["slo_s"] = slo_s
-        status = self._call("POST", "/v1/runs", body).get("status", "running")
-        if status != "running":
-            raise Conflict(f"run {run_id} has ended ({status}); a new run needs another id")
+        return _live(run_id, self._call("POST", "/v1/runs", body))
+
+    def show_run(self, run_id: str) -> Mapping[str, Any]:
+        """A run that has not ended, with its steps; NotFound, and Conflict if it has ended."""
+        return _live(run_id, self._call("GET", f"/v1/runs/{quote(run_id, safe='')}"))
 
     def report_steps(self, run_id: str, steps: Sequence[Mapping[str, Any]]) -> None:
         """Report step starts and ends."""
@@ -81,8 +83,9 @@ class GatewayClient:
         """Release connections."""
         self._client.close()
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        response = self._until_answered(lambda: self._client.request(method, path, content=orjson.dumps(body)))
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        content = None if body is None else orjson.dumps(body)
+        response = self._until_answered(lambda: self._client.request(method, path, content=content))
         if response.is_success:
             answer = _json(response)
             return answer if isinstance(answer, dict) else {}
@@ -105,6 +108,13 @@ class GatewayClient:
                 if response.status_code not in _AWAY or not wait.longer():
                     return response
             self._patience.sleep(wait.next_s)
+
+
+def _live(run_id: str, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    status = answer.get("status", "running")
+    if status != "running":
+        raise Conflict(f"run {run_id} has ended ({status}); a new run needs another id")
+    return answer
 
 
 def _json(response: httpx.Response) -> Any:

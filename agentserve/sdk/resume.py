@@ -98,7 +98,7 @@ class StreamProgress:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
             chunk = None
-        if not isinstance(chunk, dict):
+        if not isinstance(chunk, dict) or not _is_sound(chunk):
             self._exact = False
             return raw
         if "error" in chunk:
@@ -153,6 +153,20 @@ class StreamProgress:
             self._exact = False
         if choice.get("finish_reason"):
             self._finished = True
+
+
+def _is_sound(chunk: dict[str, Any]) -> bool:
+    """Whether what is looked at here is of its type; other chunks pass as they are."""
+    choices, ids = chunk.get("choices"), chunk.get("prompt_token_ids")
+    return isinstance(ids, list | None) and (
+        choices is None or (isinstance(choices, list) and all(_is_sound_choice(choice) for choice in choices))
+    )
+
+
+def _is_sound_choice(choice: Any) -> bool:
+    if not isinstance(choice, dict) or not isinstance(choice.get("delta"), dict | None):
+        return False
+    return all(isinstance(choice.get(name), list | None) for name in ("token_ids", "prompt_token_ids"))
 
 
 def _repeats_opening(chunk: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +19,10 @@ from langgraph.graph import StateGraph
 
 from agentserve.errors import AgentServeError, BadInput, NotFound
 from agentserve.sdk.context import ActiveRun, active_run, running
+from agentserve.sdk.durable_graph import OPTIONS, Begun, DurableGraph
 from agentserve.sdk.origin import gateway_url
+from agentserve.sdk.redis_link import NotDriver, link_from_environment
+from agentserve.sdk.repeats import NotRetryable
 from agentserve.sdk.reporter import StepReporter
 from agentserve.sdk.rest import GatewayClient
 from agentserve.sdk.steps import StepLedger
@@ -53,6 +56,8 @@ class _Open:
     run: ActiveRun
     tracker: StepTracker
     began_s: float
+    input: Any
+    durable: Begun | None = None
     result: RunResult | None = None
 
 
@@ -64,8 +69,17 @@ class ServedGraph(Runnable[Any, Any]):
     part of that run. Other attributes (`get_state`, `get_graph`, …) are the graph's.
     """
 
-    def __init__(self, graph: Any, *, workflow: Workflow, slo_s: float | None, client: GatewayClient) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: Any,
+        *,
+        workflow: Workflow,
+        slo_s: float | None,
+        client: GatewayClient,
+        durable: DurableGraph | None = None,
+    ) -> None:
+        self.graph = graph if durable is None else durable.graph
+        self._durable = durable
         self.name: str = workflow.name
         self.workflow = workflow
         self.slo_s = slo_s
@@ -93,10 +107,7 @@ class ServedGraph(Runnable[Any, Any]):
         **kwargs: Any,
     ) -> RunResult:
         """Run the graph once and say how the run went."""
-        opened = self._begin(slo_s, run_id)
-        with self._ended(opened), running(opened.run):
-            output = self.graph.invoke(input, _followed(config, opened), **kwargs)
-        return _result(opened, output)
+        return self._run(self._begin(slo_s, run_id, input, config), config, kwargs)
 
     async def arun(
         self,
@@ -108,11 +119,26 @@ class ServedGraph(Runnable[Any, Any]):
         **kwargs: Any,
     ) -> RunResult:
         """`run` for asynchronous callers."""
-        opened = await self._in_thread(lambda: self._begin(slo_s, run_id))
-        async with self._aended(opened):
-            with running(opened.run):
-                output = await self.graph.ainvoke(input, _followed(config, opened), **kwargs)
-        return _result(opened, output)
+        return await self._arun(
+            await self._in_thread(lambda: self._begin(slo_s, run_id, input, config)), config, kwargs
+        )
+
+    def resume(
+        self, run_id: str, config: RunnableConfig | None = None, *, retry: Sequence[str] = (), **kwargs: Any
+    ) -> RunResult:
+        """Go on with a durable run whose process died: same id and deadline, finished steps are not executed again.
+
+        `retry`: nodes that may be executed again although nothing says so. `config` and what else the graph was called
+        with are to be given again; its input is kept. NotFound; Conflict if the run has ended or its process lives;
+        NotRetryable (a Conflict) if a step was under way that may not be executed again: then nothing was executed.
+        """
+        return self._run(self._reopen(run_id, config, retry), config, kwargs)
+
+    async def aresume(
+        self, run_id: str, config: RunnableConfig | None = None, *, retry: Sequence[str] = (), **kwargs: Any
+    ) -> RunResult:
+        """`resume` for asynchronous callers."""
+        return await self._arun(await self._in_thread(lambda: self._reopen(run_id, config, retry)), config, kwargs)
 
     def invoke(
         self,
@@ -155,8 +181,8 @@ class ServedGraph(Runnable[Any, Any]):
         if active_run() is not None:
             yield from self.graph.stream(input, config, **kwargs)
             return
-        opened = self._begin(slo_s, run_id)
-        parts = self.graph.stream(input, _followed(config, opened), **kwargs)
+        opened = self._begin(slo_s, run_id, input, config)
+        parts = self.graph.stream(opened.input, self._followed(config, opened), **_options(opened, kwargs))
         with self._ended(opened), closing(parts):
             while True:
                 with running(opened.run):  # only while the graph works: the caller's own code is no part of the run
@@ -179,8 +205,9 @@ class ServedGraph(Runnable[Any, Any]):
             async for part in self.graph.astream(input, config, **kwargs):
                 yield part
             return
-        opened = await self._in_thread(lambda: self._begin(slo_s, run_id))
-        parts = self.graph.astream(input, _followed(config, opened), **kwargs)
+        opened = await self._in_thread(lambda: self._begin(slo_s, run_id, input, config))
+        followed = self._followed(config, opened, self._in_thread)
+        parts = self.graph.astream(opened.input, followed, **_options(opened, kwargs))
         async with self._aended(opened), aclosing(parts):
             while True:
                 with running(opened.run):
@@ -198,29 +225,73 @@ class ServedGraph(Runnable[Any, Any]):
         """Release threads and connections; the graph itself stays usable."""
         self._threads.shutdown()
         self._client.close()
+        if self._durable is not None:
+            self._durable.close()
 
-    def _begin(self, slo_s: float | None, run_id: str | None) -> _Open:
+    def _run(self, opened: _Open, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> RunResult:
+        with self._ended(opened), running(opened.run):
+            output = self.graph.invoke(opened.input, self._followed(config, opened), **_options(opened, kwargs))
+        return _result(opened, output)
+
+    async def _arun(self, opened: _Open, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> RunResult:
+        followed = self._followed(config, opened, self._in_thread)
+        async with self._aended(opened):
+            with running(opened.run):
+                output = await self.graph.ainvoke(opened.input, followed, **_options(opened, kwargs))
+        return _result(opened, output)
+
+    def _begin(self, slo_s: float | None, run_id: str | None, given: Any, config: RunnableConfig | None) -> _Open:
         slo_s = _valid_slo(self.slo_s if slo_s is None else slo_s)
+        is_named = run_id is not None
         run_id = f"run-{uuid.uuid4().hex}" if run_id is None else run_id
         self._register()
-        submitted_s, began_s = time.time(), time.monotonic()
+        submitted_s = time.time()
         try:
-            self._client.create_run(run_id, self.workflow.name, slo_s)
+            shown = self._client.create_run(run_id, self.workflow.name, slo_s)
         except NotFound:  # the gateway's store was emptied since
             self._registered = False
             self._register()
-            self._client.create_run(run_id, self.workflow.name, slo_s)
-        ledger = StepLedger(self.workflow, self._learned)
+            shown = self._client.create_run(run_id, self.workflow.name, slo_s)
+        if self._durable is None:
+            return self._open(run_id, {"slo_s": slo_s, "submitted_s": submitted_s, **shown}, given, None)
+        if is_named and self._durable.store.find(run_id) is not None:
+            begun = self._durable.go_on(run_id, self.workflow.name, config)
+        else:
+            submitted_s = float(shown.get("submitted_s", submitted_s))
+            about = {"run_id": run_id, "workflow": self.workflow.name, "slo_s": slo_s, "submitted_s": submitted_s}
+            begun = self._durable.begin(about, given, config)
+        return self._open(run_id, {"slo_s": slo_s, "submitted_s": submitted_s, **shown}, begun.input, begun)
+
+    def _reopen(self, run_id: str, config: RunnableConfig | None, retry: Sequence[str]) -> _Open:
+        if self._durable is None:
+            raise BadInput("this graph was served without durable=True: its runs are not kept")
+        self._register()
+        shown = self._client.show_run(run_id)
+        begun = self._durable.go_on(run_id, self.workflow.name, config, retry)
+        return self._open(run_id, shown, begun.input, begun)
+
+    def _open(self, run_id: str, shown: Mapping[str, Any], given: Any, begun: Begun | None) -> _Open:
+        ledger = StepLedger(self.workflow, self._learned, shown.get("steps") or ())
         run = ActiveRun(
             run_id=run_id,
             workflow=self.workflow.name,
             gateway=self._client.url,
             origin=self._client.origin,
-            slo_s=slo_s,
-            submitted_s=submitted_s,
+            slo_s=shown["slo_s"],
+            submitted_s=float(shown["submitted_s"]),
             ledger=ledger,
+            durable=None if begun is None else begun.run,
         )
-        return _Open(run, StepTracker(ledger, lambda event: self._reporter.report(run_id, event)), began_s)
+        tracker = StepTracker(ledger, lambda event: self._reporter.report(run_id, event))
+        return _Open(run, tracker, time.monotonic(), given, begun)
+
+    def _followed(
+        self, config: RunnableConfig | None, opened: _Open, in_thread: Callable[..., Any] | None = None
+    ) -> RunnableConfig:
+        if opened.durable is None or self._durable is None:
+            return merge_configs(config, {"callbacks": [opened.tracker]})
+        guard = self._durable.guard(opened.durable.run, in_thread)
+        return merge_configs(opened.durable.config, {"callbacks": [guard, opened.tracker]})
 
     def _register(self) -> None:
         with self._registering:
@@ -228,16 +299,24 @@ class ServedGraph(Runnable[Any, Any]):
                 self._client.put_workflow(self.workflow)
                 self._registered = True
 
-    def _finish(self, opened: _Open, status: RunStatus, error: str | None = None) -> None:
+    def _finish(self, opened: _Open, status: RunStatus, error: BaseException | None = None) -> None:
         """Report the run's end, as far as the gateway can be reached; the graph's own outcome stands in any case."""
+        if isinstance(error, NotDriver | NotRetryable):  # the run has not ended: it waits, or is another process's
+            self._let_go(opened)
+            return
+        name = None if error is None else type(error).__name__  # its text may hold a prompt
         run_id, slo_s = opened.run.run_id, opened.run.slo_s
         e2e_s = time.monotonic() - opened.began_s
         self._reporter.flush(run_id)
         answer: Mapping[str, Any] = {}
         try:
-            answer = self._client.finish_run(run_id, status.value, error)
+            answer = self._client.finish_run(run_id, status.value, name)
         except AgentServeError as problem:
             _log.warning("the end of run %s was not reported: %s", run_id, problem)
+            self._let_go(opened)
+        else:
+            if opened.durable is not None and self._durable is not None:
+                self._durable.store.ended(opened.durable.run)
         submitted_s, finished_s = answer.get("submitted_s"), answer.get("finished_s")
         if submitted_s is not None and finished_s is not None:
             e2e_s = float(finished_s) - float(submitted_s)  # by the gateway's clock, as everything else that it records
@@ -248,12 +327,16 @@ class ServedGraph(Runnable[Any, Any]):
         )
         self.last_run = opened.result
 
+    def _let_go(self, opened: _Open) -> None:
+        if opened.durable is not None and self._durable is not None:
+            self._durable.store.let_go(opened.durable.run)
+
     @contextmanager
     def _ended(self, opened: _Open) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            self._finish(opened, *_outcome(error))
+            self._finish(opened, _outcome(error), error)
             raise
         self._finish(opened, RunStatus.SUCCEEDED)
 
@@ -261,9 +344,9 @@ class ServedGraph(Runnable[Any, Any]):
     async def _aended(self, opened: _Open) -> AsyncIterator[None]:
         try:
             yield
-        except BaseException as error:
-            status, name = _outcome(error)
-            await self._in_thread(lambda: self._finish(opened, status, name))
+        except BaseException as problem:
+            error = problem
+            await self._in_thread(lambda: self._finish(opened, _outcome(error), error))
             raise
         await self._in_thread(lambda: self._finish(opened, RunStatus.SUCCEEDED))
 
@@ -279,11 +362,15 @@ def serve(
     name: str | None = None,
     gateway: str | None = None,
     client: GatewayClient | None = None,
+    durable: bool | str = False,
+    app: str | None = None,
 ) -> ServedGraph:
     """Serve a LangGraph graph (compiled, or a StateGraph) with an end-to-end SLO of `slo_s` seconds for each run.
 
     `slo_s` None: no SLO. `name`: the workflow's name; by default the graph's, or one made from its shape. `gateway`:
     base URL, by default $AGENTSERVE_GATEWAY or http://127.0.0.1:8080. The gateway is first asked at the first run.
+    `durable`: keep every run's state in Redis (at $AGENTSERVE_REDIS_URL, or the URL given here): another process can
+    go on with it (`ServedGraph.resume`); `app`: where that finds the graph, as `module:graph`.
     Raises BadInput for what is not a graph, a bad SLO or URL, and workflows.InvalidWorkflow for a graph without exit.
     """
     compiled = graph.compile() if isinstance(graph, StateGraph) else graph
@@ -292,8 +379,10 @@ def serve(
     _valid_slo(slo_s)
     workflow = _workflow(compiled, name)
     client = client or GatewayClient(gateway_url(gateway))
+    link = link_from_environment(durable if isinstance(durable, str) else None) if durable else None
+    kept = None if link is None else DurableGraph(compiled, link, app)
     instrument()
-    return ServedGraph(compiled, workflow=workflow, slo_s=slo_s, client=client)
+    return ServedGraph(compiled, workflow=workflow, slo_s=slo_s, client=client, durable=kept)
 
 
 _END: Final = object()
@@ -313,14 +402,12 @@ def _valid_slo(slo_s: float | None) -> float | None:
     return slo_s
 
 
-def _followed(config: RunnableConfig | None, opened: _Open) -> RunnableConfig:
-    return merge_configs(config, {"callbacks": [opened.tracker]})
+def _options(opened: _Open, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(kwargs) if opened.durable is None else {**OPTIONS, **kwargs}
 
 
-def _outcome(error: BaseException) -> tuple[RunStatus, str]:
-    """A run's status after an error, and the error's type: its text may hold a prompt."""
-    failed = isinstance(error, Exception)
-    return (RunStatus.FAILED if failed else RunStatus.CANCELLED), type(error).__name__
+def _outcome(error: BaseException) -> RunStatus:
+    return RunStatus.FAILED if isinstance(error, Exception) else RunStatus.CANCELLED
 
 
 def _result(opened: _Open, output: Any) -> RunResult:

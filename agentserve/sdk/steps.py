@@ -8,7 +8,7 @@ Only nodes of the registered workflow are steps. A node that the workflow shows 
 inner executions are the steps. Executions inside a graph that the workflow does not show belong to the node around it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from threading import Lock
@@ -30,6 +30,8 @@ class NodeStep:
     node: str
     kind: StepKind
     parents: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
+    """LangGraph's checkpoint namespace: the same for the same execution, also in another process."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,8 +59,16 @@ class _Execution:
 class StepLedger:
     """The node executions of one run, in the order in which LangGraph began them. Safe to use from many threads."""
 
-    def __init__(self, workflow: Workflow, learned: dict[str, StepKind] | None = None) -> None:
-        """`learned`: kinds of nodes as earlier runs showed them, shared with and extended by this run."""
+    def __init__(
+        self,
+        workflow: Workflow,
+        learned: dict[str, StepKind] | None = None,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """`learned`: kinds of nodes as earlier runs showed them, shared with and extended by this run.
+
+        `earlier`: the run's steps as the gateway knows them, if another process began it.
+        """
         self._kinds = {node.name: node.kind for node in workflow.nodes}
         self._learned = {} if learned is None else learned
         self._calling: set[str] = set()
@@ -66,6 +76,16 @@ class StepLedger:
         self._by_namespace: dict[str, _Execution] = {}
         self._levels: dict[str, list[_Execution]] = {}
         self._ids: dict[str, int] = {}
+        for known in earlier:
+            if known.get("status") != "running":  # executed again it is another step
+                path_id, _, attempt = str(known["step_id"]).partition("#")
+                self._ids[path_id] = max(self._ids.get(path_id, 0), int(attempt or 1))
+        waited_for = {parent for known in earlier for parent in known.get("parents") or ()}
+        self._before = tuple(
+            str(known["step_id"])
+            for known in earlier
+            if known.get("status") != "running" and known["step_id"] not in waited_for
+        )
         self._lock = Lock()
 
     def begin(self, metadata: Mapping[str, Any]) -> NodeStep | None:
@@ -85,7 +105,7 @@ class StepLedger:
                 parents=parents,
                 step=None,
             )
-            execution.step = self._step_of(execution)
+            execution.step = self._step_of(execution, namespace)
             self._by_namespace[namespace] = execution
             self._levels.setdefault(level, []).append(execution)
             if around is not None:
@@ -115,12 +135,13 @@ class StepLedger:
                 namespace = namespace.rpartition(_NAMESPACE_SEPARATOR)[0]
         return None
 
-    def _step_of(self, execution: _Execution) -> NodeStep | None:
+    def _step_of(self, execution: _Execution, place: str) -> NodeStep | None:
         kind = self._kinds.get(execution.node)
         if kind is None:
             return None
         kind = self._learned.get(execution.node, kind)
-        return NodeStep(step_id=execution.path_id, node=execution.node, kind=kind, parents=execution.parents)
+        parents = execution.parents
+        return NodeStep(step_id=execution.path_id, node=execution.node, kind=kind, parents=parents, place=place)
 
     def _enclosing(self, level: str) -> _Execution | None:
         while level:
@@ -142,7 +163,7 @@ class StepLedger:
         """The steps whose results this execution had: of the last superstep, or all sources of a waiting edge."""
         before = [execution for execution in self._levels.get(level, []) if execution.superstep < superstep]
         if not before:
-            return () if around is None else around.parents
+            return self._before if around is None else around.parents
         sources = [execution for execution in before if self._leads(execution.node, node)] or before
         waited_for = _waited_for(triggers)
         if waited_for:

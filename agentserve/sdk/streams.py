@@ -88,10 +88,14 @@ def stream_types(library: Any) -> tuple[type, type]:
     class ResumingStream(_Sources, library.SyncByteStream):  # type: ignore[misc]  # httpx or httpx2, known at run time
         def __iter__(self) -> Iterator[bytes]:
             call, progress = self._call, self._progress
+            if call.replayed:
+                yield call.replayed
             while True:
                 lost: Exception | None = None
                 try:
                     for data in self._response.stream:
+                        if call.kept is not None:
+                            call.kept.add(data)
                         if passed := progress.feed(data):
                             yield passed
                 except call.lost as error:
@@ -111,10 +115,14 @@ def stream_types(library: Any) -> tuple[type, type]:
     class AsyncResumingStream(_Sources, library.AsyncByteStream):  # type: ignore[misc]  # httpx or httpx2, known at run time
         async def __aiter__(self) -> AsyncIterator[bytes]:
             call, progress = self._call, self._progress
+            if call.replayed:
+                yield call.replayed
             while True:
                 lost: Exception | None = None
                 try:
                     async for data in self._response.stream:
+                        if call.kept is not None:
+                            call.kept.add(data)
                         if passed := progress.feed(data):
                             yield passed
                 except call.lost as error:

@@ -110,7 +110,10 @@ def send(
     call = _call(library, request, origin, outside)
     if call is None:
         return sender(request)
-    response = deliver(call, call.request(), sender, patience)
+    request = call.request()
+    if (known := call.known()) is not None:
+        return known
+    response = deliver(call, request, sender, patience)
     if call.progress is None or not call.streams(response):
         return response
     return call.wrap(response, stream_types(library)[0](call, call.progress, response, sender, patience))
@@ -129,7 +132,10 @@ async def asend(
     call = _call(library, request, origin, outside)
     if call is None:
         return await sender(request)
-    response = await adeliver(call, call.request(), sender, patience)
+    request = call.request()
+    if (known := call.known()) is not None:
+        return known
+    response = await adeliver(call, request, sender, patience)
     if call.progress is None or not call.streams(response):
         return response
     return call.wrap(response, stream_types(library)[1](call, call.progress, response, sender, patience))

@@ -9,6 +9,7 @@ import orjson
 
 from agentserve.errors import BadInput, TooLarge, Unavailable
 from agentserve.journal import Kind, RunEvent
+from agentserve.tracker.event_data import check_event
 from agentserve.tracker.store import RunSummary
 from workflows.errors import WorkflowError
 from workflows.graph import Workflow
@@ -48,13 +49,15 @@ def run_from_fields(stored: Mapping[bytes, bytes]) -> Run:
         placed.sort(key=lambda pair: pair[0])
         plain = orjson.loads(stored[b"run"])
         return run_from_plain(plain | {"steps": [step for _, step in placed], "version": int(stored[b"version"])})
-    except (KeyError, TypeError, ValueError, WorkflowError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, WorkflowError) as error:
         raise Unavailable(f"a stored run cannot be read: {error}") from error
 
 
-def summary(run_json: bytes, steps: bytes) -> RunSummary:
+def summary(run_json: bytes, steps: bytes | None) -> RunSummary:
     """A line of the list, from a run's own fields and its number of steps."""
     run = run_from_fields({b"run": run_json, b"version": b"0"})
+    if not (steps or b"0").isdigit():
+        raise Unavailable("a stored run cannot be read: its number of steps is no number")
     return RunSummary(
         run_id=run.run_id,
         workflow=run.workflow,
@@ -62,7 +65,7 @@ def summary(run_json: bytes, steps: bytes) -> RunSummary:
         submitted_s=run.submitted_s,
         finished_s=run.finished_s,
         slo_s=run.slo_s,
-        steps=int(steps),
+        steps=int(steps or 0),
         tenant=run.tenant,
     )
 
@@ -89,16 +92,26 @@ def event_from_bytes(run_id: str, stored: bytes) -> RunEvent:
     """The event that `event_bytes` wrote; Unavailable if it is not one of ours."""
     try:
         plain = orjson.loads(stored)
-        return RunEvent(
-            run_id=run_id,
-            kind=Kind(plain["kind"]),
-            at_s=plain["at_s"],
-            step_id=plain.get("step_id"),
-            request_id=plain.get("request_id"),
-            data=plain.get("data", {}),
+        return check_event(
+            RunEvent(
+                run_id=run_id,
+                kind=Kind(plain["kind"]),
+                at_s=plain["at_s"],
+                step_id=plain.get("step_id"),
+                request_id=plain.get("request_id"),
+                data=plain.get("data", {}),
+            )
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Unavailable(f"a stored event of run {run_id} cannot be read: {type(error).__name__}") from error
+
+
+def counters(answer: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[str, int]:
+    """The counters that a hash holds; Unavailable if it holds anything else."""
+    try:
+        return {name.decode(): int(count) for name, count in pairs(answer).items()}
+    except ValueError as error:
+        raise Unavailable("stored counters cannot be read") from error
 
 
 def workflow_bytes(workflow: Workflow) -> bytes:

@@ -1,7 +1,8 @@
 """How is Redis talked to: one pool, a time limit on every call, and every failure translated here into Unavailable.
 
-Nothing else imports `redis`. A call that failed on a broken connection is sent again within its time limit, so a Redis
-that comes back is used again; all that is sent through here must therefore be safe to send twice.
+Nothing else of the server imports `redis` (the SDK does, for durable runs). A call that failed on a broken connection
+is sent again within its time limit, so a Redis that comes back is used again; all that is sent through here must
+therefore be safe to send twice.
 
 Commands share round trips: while a few are under way, those that come meanwhile wait and go together in one write. A
 lone command goes at once; under load a command costs a fraction of its own round trip.

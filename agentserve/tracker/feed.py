@@ -12,6 +12,7 @@ import orjson
 
 from agentserve.errors import Unavailable
 from agentserve.journal import Kind, RunEvent
+from agentserve.tracker.event_data import check_event
 
 MAX_FEED_BATCHES: Final = 1000
 """About as many batches are kept, the newest; at 20 batches a second 50 s."""
@@ -67,7 +68,9 @@ def batch_events(stored: bytes) -> list[RunEvent]:
     """The events of an entry, with their bare facts; Unavailable if it is not one of ours."""
     try:
         return [
-            RunEvent(run_id=run_id, kind=Kind(kind), at_s=at_s, step_id=step, request_id=request, data=data)
+            check_event(
+                RunEvent(run_id=run_id, kind=Kind(kind), at_s=at_s, step_id=step, request_id=request, data=data)
+            )
             for run_id, kind, at_s, step, request, data in orjson.loads(stored)
         ]
     except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 
+from agentserve.errors import Unavailable
 from agentserve.tracker import codec, scripts
 from agentserve.tracker.connection import Argument, Connection
 from agentserve.tracker.keys import Keys
@@ -31,7 +32,7 @@ class RedisModes:
     async def switches(self, limit: int = MAX_SWITCHES) -> Sequence[ModeSwitch]:
         """The newest first; empty if nobody ever switched."""
         rows = await self._connection.command("LRANGE", self._keys.modes, 0, limit - 1)
-        return [ModeSwitch(**orjson.loads(row)) for row in rows]
+        return [_switch(row) for row in rows]
 
     async def count(self, token: str, increments: Mapping[str, int], once: str) -> None:
         """Add to the counters of a switch; the same `once` adds once, however often it is sent within a minute."""
@@ -42,4 +43,14 @@ class RedisModes:
     async def counts(self, tokens: Sequence[str]) -> Sequence[Mapping[str, int]]:
         """All counters of each of these switches."""
         stored: list[Any] = await self._connection.pipeline([("HGETALL", self._keys.mode(token)) for token in tokens])
-        return [{name.decode(): int(count) for name, count in codec.pairs(one).items()} for one in stored]
+        return [codec.counters(one) for one in stored]
+
+
+def _switch(row: bytes) -> ModeSwitch:
+    try:
+        switch = ModeSwitch(**orjson.loads(row))
+    except (TypeError, ValueError) as error:
+        raise Unavailable(f"a stored switch of the mode cannot be read: {type(error).__name__}") from error
+    if not (isinstance(switch.mode, str) and isinstance(switch.token, str) and isinstance(switch.at_s, int | float)):
+        raise Unavailable("a stored switch of the mode cannot be read")
+    return switch

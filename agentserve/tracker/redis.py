@@ -219,7 +219,7 @@ class RedisStore:
         if not fields:
             self._cache.pop(run_id, None)
             raise NotFound(f"run {run_id} does not exist, or its time to live has passed")
-        stored = _Stored(codec.run_from_fields(fields), fields[b"token"])
+        stored = _Stored(codec.run_from_fields(fields), fields.get(b"token", b""))
         self._remember(stored)
         return stored
 
@@ -325,8 +325,7 @@ class RedisStore:
 
     async def counts(self, workflow: str) -> Mapping[str, int]:
         """All counters of a workflow; empty if nothing was learned."""
-        stored = codec.pairs(await self._connection.command("HGETALL", self._keys.forecast(workflow)))
-        return {name.decode(): int(count) for name, count in stored.items()}
+        return codec.counters(await self._connection.command("HGETALL", self._keys.forecast(workflow)))
 
     async def put_workflow(self, workflow: Workflow) -> None:
         """Register or replace a workflow; TooLarge past `codec.MAX_WORKFLOW_BYTES`."""
