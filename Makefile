@@ -8,7 +8,7 @@ export UV_PYTHON := $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench lab lab-quick lab-tune fuzz engines-env engines-test engines-lock validate audit compose-test lock clean
+.PHONY: help demo test test-fast ui-test ui-pictures check format docs bench bench-peers lab lab-quick lab-tune fuzz engines-env engines-test engines-lock validate audit compose-test lock clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,18 @@ bench: $(VENV)/.dev  ## measure the scheduler, the emulator, the tracker, the si
 	$(BIN)/python -m benchmarks.tracker
 	$(BIN)/python -m benchmarks.simulation
 	$(BIN)/python -m benchmarks.overhead
+
+# Other routers, each pinned in an environment of its own, for they want different versions of the same packages.
+PEERS := .venv-peers
+PEER_STAMPS := $(foreach peer,vllm-router sglang-router litellm,$(PEERS)/$(peer)/.installed)
+
+$(PEERS)/%/.installed: requirements/peers/%.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(PEERS)/$*
+	$(BIN)/uv pip install --quiet --python $(PEERS)/$*/bin/python --require-hashes -r requirements/peers/$*.txt
+	@touch $@
+
+bench-peers: $(VENV)/.dev $(PEER_STAMPS)  ## agentserve beside vllm-router, sglang-router and LiteLLM, in front of the same bare engines; about 10 minutes, best on an idle machine
+	$(BIN)/python -m benchmarks.peers
 
 lab: $(VENV)/.dev  ## compare agentserve with every published policy on simulated GPUs; about 40 minutes on 2 cores
 	$(BIN)/python -m benchmarks.lab.study
@@ -131,6 +143,9 @@ lock: $(BIN)/uv  ## pin every dependency anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras --group dev --constraint requirements/run.txt pyproject.toml -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --constraint requirements/dev.txt --group ui -o requirements/ui.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra otlp --constraint requirements/run.txt pyproject.toml -o requirements/image.txt
+	for peer in vllm-router sglang-router litellm; do \
+	  $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 requirements/peers/$$peer.in \
+	    -o requirements/peers/$$peer.txt || exit 1; done
 
 clean:  ## remove the environment and everything that was generated
-	rm -rf $(VENV) $(ENGINES) $(DYNAMO) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(ENGINES) $(DYNAMO) $(PEERS) out .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,11 +2,12 @@
 
     python -m benchmarks.overhead [--json] [--rounds 10] [--runs 60] [--clients 8] [--speed 30] [--seed 0]
 
-Two gateways stand before the same emulated engines. One is the whole product: every run's spans go to an OTLP
-endpoint, its metrics are scraped once a second, and a page listens to its live stream where it has one. The other is
-`benchmarks/bare_gateway.py`: no spans, no metrics, nobody who listens. Both keep their journal in the same Redis.
+Three gateways stand before the same emulated engines. One is the whole product: every run's spans go to an OTLP
+endpoint, its metrics are scraped once a second, and a page listens to its live stream where it has one. Another is the
+same with AGENTSERVE_TRACE_SHARE=0.1: of runs that end in time the spans of a tenth are sent. The third is
+`benchmarks/bare_gateway.py`: no spans, no metrics, nobody who listens. All keep their journal in the same Redis.
 
-A round is the same load on both, one after the other, in turns which is first. A load is `--runs` turns of the bundled
+A round is the same load on each, one after the other, in turns which is first. A load is `--runs` turns of the bundled
 coding-agent sessions (streamed, a chunk per token, an SLO; answers as long as they were, prompts a twentieth, at most
 four calls of a turn), `--clients` at a time, and a tenth as many one at a time. Every round gives a ratio on / off;
 their median is the figure, and the medians of the lower and of the upper half its spread.
@@ -47,6 +48,7 @@ MAX_CALLS = 4
 MAX_OUTPUT_TOKENS = 2048
 TOKENS_PER_WORD = 2
 SLO_S = 120.0
+SHARES = (1.0, 0.1)
 SETTLE_S = 1.5
 """Spans are exported every second: what a load left behind is sent before the next one begins."""
 
@@ -65,6 +67,8 @@ class Figures:
 class Ratio:
     """On / off of one figure over all rounds."""
 
+    share: float
+    """Of the runs in time whose spans are sent."""
     what: str
     median: float
     low: float
@@ -87,24 +91,29 @@ class Gateway:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def measure(options: argparse.Namespace) -> tuple[list[tuple[Figures, Figures]], dict[str, object]]:
-    """(off, on) of every round after a first one that only warms up, and what came to the watchers."""
-    rounds: list[tuple[Figures, Figures]] = []
+async def measure(options: argparse.Namespace) -> tuple[list[dict[float | None, Figures]], dict[str, object]]:
+    """Every round's figures by share of traced runs (None: off), after one that only warms up; what watchers got."""
+    rounds: list[dict[float | None, Figures]] = []
     async with AsyncExitStack() as stack:
         sink = Sink()
         engines = [await stack.enter_async_context(engine(gpu, options.speed)) for gpu in GPUS]
         redis = await stack.enter_async_context(RedisServer(port=0))
         traces = await stack.enter_async_context(listening(sink))
         off = await stack.enter_async_context(gateway("off", "benchmarks.bare_gateway", engines, redis.url))
-        on = await stack.enter_async_context(gateway("on", "agentserve", engines, redis.url, OTLP_ENDPOINT=traces))
-        has_page = await answers(on.url, "/v1/live")
-        on.watchers = (scraping, *((listening_to_page,) if has_page else ()))
+        gateways: dict[float | None, Gateway] = {None: off}
+        has_page = False
+        for share in SHARES:
+            settings = {"OTLP_ENDPOINT": traces, "TRACE_SHARE": str(share)}
+            on = await stack.enter_async_context(gateway(f"on-{share}", "agentserve", engines, redis.url, **settings))
+            has_page = await answers(on.url, "/v1/live")
+            on.watchers = (scraping, *((listening_to_page,) if has_page else ()))
+            gateways[share] = on
         for number in range(options.rounds + 1):
-            figures: dict[str, Figures] = {}
-            for one, name in ((off, "off"), (on, "on"))[:: -1 if number % 2 else 1]:
-                figures[name] = await load(one, options, number)
+            first = number % len(gateways)
+            turns = [*gateways.items()][first:] + [*gateways.items()][:first]
+            figures = {share: await load(one, options, number) for share, one in turns}
             if number:
-                rounds.append((figures["off"], figures["on"]))
+                rounds.append(figures)
         if not sink.requests:
             raise SystemExit("no spans came: nothing was measured")
     return rounds, {"exports": sink.requests, "exported_bytes": sink.received_bytes, "live_page": has_page}
@@ -251,7 +260,7 @@ async def gateway(
         yield Gateway(urlsplit(url).geturl(), process)
 
 
-def ratios(rounds: Sequence[tuple[Figures, Figures]]) -> list[Ratio]:
+def ratios(rounds: Sequence[dict[float | None, Figures]]) -> list[Ratio]:
     """Each figure's ratio on / off: its median, and the medians of the lower and the upper half."""
     named = {
         "throughput": "calls_per_s",
@@ -260,14 +269,17 @@ def ratios(rounds: Sequence[tuple[Figures, Figures]]) -> list[Ratio]:
         "gateway CPU per call": "cpu_per_call_s",
     }
     return [
-        _ratio(what, [(getattr(off, name), getattr(on, name)) for off, on in rounds]) for what, name in named.items()
+        _ratio(share, what, [(getattr(one[None], name), getattr(one[share], name)) for one in rounds])
+        for share in SHARES
+        for what, name in named.items()
     ]
 
 
-def _ratio(what: str, pairs: Sequence[tuple[float, float]]) -> Ratio:
+def _ratio(share: float, what: str, pairs: Sequence[tuple[float, float]]) -> Ratio:
     found = sorted(on / off for off, on in pairs)
     half = (len(found) + 1) // 2
     return Ratio(
+        share,
         what,
         statistics.median(found),
         statistics.median(found[:half]),
@@ -300,9 +312,11 @@ def main() -> None:
         print(json.dumps(told | {"ratios": [asdict(one) for one in found]}, indent=2))
         return
     print("\n".join(f"{name}: {value}" for name, value in told.items()))
-    print(f"\n{'':26}{'on / off':>9}{'halves':>15}{'off':>11}{'on':>11}")
+    print(f"\n{'':26}{'traced':>8}{'on / off':>9}{'halves':>15}{'off':>11}{'on':>11}")
     for one in found:
-        print(f"{one.what:26}{one.median:9.3f}{one.low:8.3f}–{one.high:.3f}{one.off:11.4f}{one.on:11.4f}")
+        print(
+            f"{one.what:26}{one.share:8.0%}{one.median:9.3f}{one.low:8.3f}–{one.high:.3f}{one.off:11.4f}{one.on:11.4f}"
+        )
 
 
 if __name__ == "__main__":

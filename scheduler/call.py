@@ -76,6 +76,8 @@ class Call:
     moves: int = 0
     moved_s: float | None = None
     next_check_s: float = 0.0
+    gives_way: bool = False
+    """While it waits: as its policy last said."""
 
     @property
     def request_id(self) -> str:
@@ -98,3 +100,9 @@ class Call:
     def forecast(self) -> LengthForecast:
         """The whole output length, given what was put out so far."""
         return self.distribution.forecast(self.arrived.max_tokens, self.emitted)
+
+    def remaining_tokens(self) -> float:
+        """The median of what is still to come, at least one."""
+        limit = self.arrived.max_tokens
+        length = self.distribution.quantile(0.5, self.emitted) if self.emitted else self.distribution.quantiles[1]
+        return max((length if limit is None else min(length, limit)) - self.emitted, 1.0)

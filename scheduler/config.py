@@ -233,7 +233,7 @@ class AgentServeConfig:
 class FairnessConfig:
     """How tenants share the cluster while their calls compete; with one tenant it changes nothing."""
 
-    strength: float = 1.0
+    strength: float = 2.0
     """To which power the mean service over a tenant's own makes its runs' chances weigh more; 0: no fairness."""
     most_worth: float = 16.0
     """By how much at most they weigh more, or less."""

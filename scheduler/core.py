@@ -34,7 +34,7 @@ from scheduler.integrity import check_integrity
 from scheduler.modes import foresee, moves_calls, plain_policy
 from scheduler.placement import Move, Placement
 from scheduler.policies import configured
-from scheduler.policy import Balancer, Evacuator, Policy, Ranker, Rectifier, Wait
+from scheduler.policy import Balancer, Evacuator, Patient, Policy, Ranker, Rectifier, Wait
 from scheduler.profiles import load_profile
 from scheduler.snapshot import snapshot
 from scheduler.state import ClusterState, Profiles
@@ -231,6 +231,7 @@ class Scheduler:
         self.policy = policy
         moves = moves_calls(mode)
         self._ranker = policy if isinstance(policy, Ranker) else None
+        self._patient = policy if isinstance(policy, Patient) else None
         self._rectifier = policy if moves and isinstance(policy, Rectifier) else None
         self._evacuator = policy if moves and isinstance(policy, Evacuator) else None
         self._balancer = policy if moves and isinstance(policy, Balancer) else None
@@ -258,11 +259,13 @@ class Scheduler:
             message = f"{call.context_tokens} tokens and one more do not fit: the largest KV cache has {largest} tokens"
             return [self._reject(cause_id, call, Refusal.TOO_LONG, message)]
         self._state.refresh(call)
+        if self._still_waits(call, now_s):
+            return []
         placement = self.policy.place(call, self._state, now_s) if pool.ids else None
         if placement is None:
             return self._hold(cause_id, call, "no open instance can serve it")
         if isinstance(placement, Wait):
-            return self._wait(cause_id, call, placement.rule, now_s)
+            return self._wait(cause_id, call, placement, now_s)
         return [self._dispatch(cause_id, call, placement, now_s)]
 
     def _dispatch(self, cause_id: str, call: Call, placement: Placement, now_s: float) -> Dispatch:
@@ -289,12 +292,23 @@ class Scheduler:
         rule = f"{why}; held for up to {self.config.hold_limit_s:g} s"
         return [Hold(cause_id=cause_id, request_id=call.request_id, reason=self._explain(call, rule))]
 
-    def _wait(self, cause_id: str, call: Call, rule: str, now_s: float) -> list[Decision]:
+    def _wait(self, cause_id: str, call: Call, answer: Wait, now_s: float) -> list[Decision]:
         """Let a call wait by its policy's wish; one that waits already does so without a word."""
-        if call.request_id in self._state.waiting:
+        waits_already = call.request_id in self._state.waiting
+        rank = 0.0 if waits_already else self._rank(call, now_s)
+        self._state.wait(call, rank, gives_way=answer.gives_way)
+        if waits_already:
             return []
-        self._state.wait(call, self._rank(call, now_s))
-        return [Hold(cause_id=cause_id, request_id=call.request_id, reason=self._explain(call, rule))]
+        return [Hold(cause_id=cause_id, request_id=call.request_id, reason=self._explain(call, answer.rule))]
+
+    def _still_waits(self, call: Call, now_s: float) -> bool:
+        """Whether a call that waits would surely be told to wait again."""
+        return (
+            call.gives_way
+            and self._patient is not None
+            and call.request_id in self._state.waiting
+            and self._patient.still_waits(call, self._state, now_s)
+        )
 
     def _rank(self, call: Call, now_s: float) -> float:
         return 0.0 if self._ranker is None else self._ranker.rank(call, self._state, now_s)

@@ -1,4 +1,4 @@
-"""What is a policy? One question that the core asks of every rule, and four more of those that answer them.
+"""What is a policy? One question that the core asks of every rule, and five more of those that answer them.
 
 Policies keep no state: what they need to know of the past is in `ClusterState`. They read calls and the cluster, change
 neither, and break ties by instance id.
@@ -21,6 +21,8 @@ class Wait:
     """
 
     rule: str
+    gives_way: bool = False
+    """It is likely to be told so for long: a `Patient` policy is asked in short from now on."""
 
 
 class Policy(Protocol):
@@ -39,6 +41,15 @@ class Ranker(Protocol):
 
     def rank(self, call: Call, state: ClusterState, now_s: float) -> float:
         """Smaller goes first; of equals the one that came first. Without it: first come, first served."""
+        ...
+
+
+@runtime_checkable
+class Patient(Protocol):
+    """Is a waiting call that gives way certain to be told to wait again?"""
+
+    def still_waits(self, call: Call, state: ClusterState, now_s: float) -> bool:
+        """True only where `place` would answer Wait; False: ask it. Without it `place` is asked each time."""
         ...
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from scheduler.config import LengthConfig
 from scheduler.curve import Curve, Floats, total
+from scheduler.frozen import builder
 from scheduler.length import BUCKETS, PER_DOUBLING, Key, QuantityModel
 from scheduler.runs import Mark, Progress, RunFacts
 
@@ -200,15 +201,15 @@ class RestBySlo:
         last, rests_s = self.ends
         if not 0.0 < last < 1.0:
             return last
-        ends, goes_on = self._near(own_s), self._near(own_s[:, None] + rests_s)
-        ends *= last
+        # How probable would such a run be given about this SLO? Of all times that it may take alone at one stroke.
+        count = len(own_s)
+        shares = np.concatenate((own_s, (own_s[:, None] + rests_s).ravel()))
+        shares /= self.slo_s
+        below, above = self.curve.all_at(np.stack((shares / _NEAR, shares * _NEAR)))
+        near = above - below
+        ends = last * (float(np.add.reduce(near[:count])) / count + _UNFORESEEN)
+        goes_on = float(np.add.reduce(near[count:])) / (len(near) - count) + _UNFORESEEN
         return ends / (ends + (1.0 - last) * goes_on)
-
-    def _near(self, alone_s: Floats) -> float:
-        """Mean probability that a run which takes so long alone would be given about this SLO."""
-        shares = alone_s.ravel() / self.slo_s
-        near = self.curve.all_at(shares * _NEAR) - self.curve.all_at(shares / _NEAR)
-        return float(np.add.reduce(near)) / len(near) + _UNFORESEEN
 
     def _below(self, alone_s: Floats) -> Floats:
         return self.curve.all_at(alone_s / self.slo_s)
@@ -238,6 +239,9 @@ class RestByForecast:
             count = len(lengths)
             return [sum(left - step_s * length >= 0.0 for length in lengths) / count for left in left_s]
         return _apart_here(self, left_s, step_s, lengths)
+
+
+_new_by_slo = builder(RestBySlo)
 
 
 def _apart(rest: Rest, left_s: Floats, step_s: Floats, lengths: Floats) -> Floats:
@@ -345,7 +349,7 @@ class RestModel:
         if curve is None:
             shares = self._shares.distribution(_slo_keys(workflow, slo_s))
             curve = self._shares_of[key] = Curve(_EDGES_SHARE, np.array(shares.cdf))
-        return RestBySlo(curve, slo_s, progress, ends, stretch)
+        return _new_by_slo(curve, slo_s, progress, ends, stretch)
 
     def _forget_outdated(self) -> None:
         changes = self._visits.changes + self._shares.changes

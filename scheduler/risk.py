@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from scheduler.call import Call, CallState
 from scheduler.estimate import Pool
+from scheduler.frozen import builder
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,9 @@ class Outlook:
     finish_s: float
 
 
+_new_outlook = builder(Outlook)
+
+
 def outlook(call: Call, pool: Pool, now_s: float) -> Outlook | None:
     """Predict the finish of a running call where it is; None while it has no live instance."""
     seat = call.seat
@@ -30,13 +34,15 @@ def outlook(call: Call, pool: Pool, now_s: float) -> Outlook | None:
     window = pool.config.window_tokens
     stalled_s = (now_s - seat.window_from_s) / (seat.window_tokens + window)
     step_s = max(pool.step_s(pool.row[seat.decode]), stalled_s)
-    return Outlook(seat.remaining, step_s, now_s + seat.remaining * step_s)
+    return _new_outlook(seat.remaining, step_s, now_s + seat.remaining * step_s)
 
 
 def is_late(call: Call, pool: Pool, now_s: float) -> bool:
     """Whether a running call is expected to end after its target deadline."""
+    if call.target_deadline_s is None:
+        return False
     seen = outlook(call, pool, now_s)
-    return seen is not None and call.target_deadline_s is not None and seen.finish_s > call.target_deadline_s
+    return seen is not None and seen.finish_s > call.target_deadline_s
 
 
 def overdue(calls: Iterable[Call], now_s: float, limit: int) -> list[Call]:

@@ -16,9 +16,12 @@ import numpy as np
 from scheduler.alone import Alone
 from scheduler.call import Call
 from scheduler.estimate import Floats
+from scheduler.frozen import builder
 from scheduler.latency import Demand
 from scheduler.rest import Rest, RestByForecast, RestModel
 from scheduler.runs import Progress, Runs
+
+_new_progress = builder(Progress)
 
 SPREAD = (0.35, 0.75, 1.15, 1.9)
 """Equally likely multiples of the median of what a running call still puts out."""
@@ -40,7 +43,7 @@ def rest_after(
         return RestByForecast(0.0)
     prefill_s, step_s = alone.needs(arrived, cached_tokens)
     done_s = runs.needed_before_s(call) + prefill_s + call.emitted * step_s
-    progress = Progress(done_s, step_s, expected_tokens)
+    progress = _new_progress(done_s, step_s, expected_tokens)
     visit = facts.visits.get(arrived.node, 1)
     return rests.rest(arrived.workflow, arrived.node, visit, facts.slo_s, progress, arrived.downstream_s)
 

@@ -169,7 +169,7 @@ class ClusterState:
         self._ended.pop(event.request_id, None)
         self.calls[event.request_id] = call
         self.shares.begin(call, self.now_s)
-        self.runs.begin(call, self.now_s, self.alone.of(event, self._remaining(call)))
+        self.runs.begin(call, self.now_s, self.alone.of(event, call.remaining_tokens()))
         return call
 
     def hold(self, call: Call) -> None:
@@ -180,8 +180,9 @@ class ClusterState:
             call.held_since_s = self.now_s
         self.held[call.request_id] = None
 
-    def wait(self, call: Call, rank: float) -> None:
-        """Keep a call that could be served at the gateway."""
+    def wait(self, call: Call, rank: float, *, gives_way: bool) -> None:
+        """Keep a call that could be served at the gateway; one that waits already keeps its place."""
+        call.gives_way = gives_way
         call.state = CallState.HELD
         self.held.pop(call.request_id, None)
         call.held_since_s = None
@@ -253,7 +254,7 @@ class ClusterState:
                 close_window(pool, seat, self.now_s)
         remaining = seat.remaining - tokens
         if remaining < 1.0:
-            remaining = self._remaining(call)
+            remaining = call.remaining_tokens()
         pool.grow(row, float(tokens), remaining - seat.remaining)
         seat.kv_tokens += tokens
         seat.remaining = remaining
@@ -263,7 +264,7 @@ class ClusterState:
         call.next_check_s = self.now_s + self.config.risk_period_s
         seat = call.seat
         if seat is not None and seat.is_bound:
-            remaining = self._remaining(call)
+            remaining = call.remaining_tokens()
             pool = self.pool_of(call)
             pool.grow(pool.row[seat.decode], 0.0, remaining - seat.remaining)
             seat.remaining = remaining
@@ -349,12 +350,10 @@ class ClusterState:
         needs = self.alone.needs(call.arrived, 0.0 if seat is None else seat.cached_tokens)
         facts = self.runs.of(call)
         took_s, needed_s = self.runs.ended(call, self.now_s, self.alone.of(call.arrived, call.emitted), *needs)
-        deadline_s = call.deadline_s
-        is_lost = deadline_s is not None and deadline_s <= self.now_s
-        if seat is not None and seat.first_token_s is not None and not is_lost:
-            self.rests.paced(facts.workflow, facts.slo_s, took_s, needed_s)
-        if call.seat is not None:
-            self.recent.put_out(call.seat.decode, call.emitted, self.now_s)
+        if seat is not None:
+            self.recent.put_out(seat.decode, call.emitted, self.now_s)
+            if seat.first_token_s is not None and (call.deadline_s is None or call.deadline_s > self.now_s):
+                self.rests.paced(facts.workflow, facts.slo_s, took_s, needed_s)
         remember(self._ended, call.request_id, self.config.max_ended)
 
     # Seats
@@ -392,7 +391,7 @@ class ClusterState:
 
     def _bind(self, call: Call, pool: Pool, seat: Seat) -> None:
         seat.kv_tokens = float(call.context_tokens)
-        seat.remaining = self._remaining(call)
+        seat.remaining = call.remaining_tokens()
         pool.bind(pool.row[seat.decode], seat.kv_tokens, seat.remaining)
         pool.residents[seat.decode][call.request_id] = None
         seat.is_bound = True
@@ -447,8 +446,3 @@ class ClusterState:
     def _end_move(self, call: Call) -> None:
         self.moving -= 1
         call.left_seat = None
-
-    def _remaining(self, call: Call) -> float:
-        limit = call.arrived.max_tokens
-        length = call.distribution.quantile(0.5, call.emitted) if call.emitted else call.distribution.quantiles[1]
-        return max((length if limit is None else min(length, limit)) - call.emitted, 1.0)

@@ -94,6 +94,8 @@ class Run:
                 return _set_deadlines(self, transition)
             case RunFinished():
                 return _finish_run(self, transition)
+            case Together():
+                return _all_of(self, transition)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,14 @@ class RunFinished:
     error: str | None = None
 
 
-Transition = StepStarted | StepFinished | DeadlinesDerived | RunFinished
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Several transitions, one after the other, and none of them if one is refused: one write for all."""
+
+    transitions: tuple["Transition", ...]
+
+
+Transition = StepStarted | StepFinished | DeadlinesDerived | RunFinished | Together
 
 RUN_MAY_BECOME: Mapping[RunStatus, frozenset[RunStatus]] = {
     RunStatus.RUNNING: frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED}),
@@ -278,6 +287,12 @@ def _set_deadlines(run: Run, derived: DeadlinesDerived) -> Run:
     if not changed:
         return run
     return replace(run, steps={**run.steps, **changed}, version=run.version + 1)
+
+
+def _all_of(run: Run, together: Together) -> Run:
+    for transition in together.transitions:
+        run = run.apply(transition)
+    return run
 
 
 def _finish_run(run: Run, finish: RunFinished) -> Run:

@@ -1,12 +1,13 @@
 """How the command line asks a running gateway: one request, with errors in words."""
 
 import os
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from agentserve.errors import AgentServeError, NotFound, Unauthorized, Unavailable
 from agentserve.sdk.credentials import authorization
+
+if TYPE_CHECKING:
+    import httpx
 
 
 def gateway_url(given: str | None) -> str:
@@ -25,6 +26,8 @@ def put_json(base_url: str, path: str, body: Any) -> Any:
 
 
 def _asked(method: str, base_url: str, path: str, **given: Any) -> Any:
+    import httpx  # a third of what `agentserve --help` would take
+
     try:
         response = httpx.request(method, base_url + path, timeout=10.0, headers=authorization(), **given)
     except httpx.HTTPError as error:
@@ -43,7 +46,7 @@ def _asked(method: str, base_url: str, path: str, **given: Any) -> Any:
     raise NotFound(message) if response.status_code == 404 else AgentServeError(message)
 
 
-def _message(response: httpx.Response) -> str:
+def _message(response: "httpx.Response") -> str:
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -10,7 +10,7 @@ import orjson
 
 from agentserve.engines.networks import Networks
 from agentserve.engines.sse import SseSplitter
-from agentserve.engines.transport import EngineTransport
+from agentserve.engines.transport import READ, EngineTransport
 from agentserve.errors import EngineFailed
 
 MAX_ERROR_BYTES: Final = 64 * 1024
@@ -66,11 +66,14 @@ class EngineHttp:
         self.url = url.rstrip("/")
         self.limits = limits
         key = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._transport = transport or EngineTransport(KEEPALIVE_S, limits.networks)
+        self._urls: dict[str, httpx.URL] = {}
+        self._headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "agentserve", **key}
         self._client = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(limits.stall_timeout_s, connect=limits.connect_timeout_s),
-            transport=transport or EngineTransport(KEEPALIVE_S, limits.networks),
-            headers={"accept-encoding": "identity", **key},
+            transport=self._transport,
+            headers=self._headers,
             trust_env=False,
         )
 
@@ -83,9 +86,14 @@ class EngineHttp:
         """
         splitter = SseSplitter(self.limits.max_line_bytes, self.limits.max_total_bytes)
         async with self._post(path, body, headers) as response:
+            read = response.extensions.get(READ)
             try:
-                async for chunk in response.aiter_raw():
-                    yield splitter.feed(chunk)
+                if read is None:
+                    async for chunk in response.aiter_raw():
+                        yield splitter.feed(chunk)
+                else:  # three generators less between the socket and a chunk
+                    while chunk := await read():
+                        yield splitter.feed(chunk)
             except httpx.HTTPError as error:
                 raise self._failed(error) from error
 
@@ -130,9 +138,9 @@ class EngineHttp:
 
     async def _send(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
         for is_last in (False, True):
-            request = self._client.build_request(method, path, content=content, headers=dict(headers))
             try:
-                return await self._client.send(request, stream=True)
+                # Not through the client, whose URLs, redirects, cookies and hooks cost more than the transport.
+                return await self._transport.handle_async_request(self._request(method, path, content, headers))
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
                 # A kept-alive connection that the engine closed meanwhile fails this way: once more on a new one.
                 if is_last:
@@ -140,6 +148,14 @@ class EngineHttp:
             except httpx.HTTPError as error:
                 raise self._failed(error) from error
         raise AssertionError("unreachable: the last try returns or raises")
+
+    def _request(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Request:
+        url = self._urls.get(path)
+        if url is None:  # an adapter has a handful of paths
+            url = self._urls[path] = self._client.build_request(method, path).url
+        timeouts = {"timeout": self._client.timeout.as_dict()}
+        given = {**self._headers, **headers}
+        return httpx.Request(method, url, headers=given, content=content, extensions=timeouts)
 
     async def _bounded(self, response: httpx.Response, max_bytes: int) -> bytes:
         parts: list[bytes] = []

@@ -17,6 +17,8 @@ from agentserve.engines.connection import Connection
 from agentserve.engines.networks import Networks
 
 MAX_IDLE: Final = 256
+READ: Final = "agentserve.read"
+"""Of a response's extensions: reads what has come of its body, empty at the end."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -42,7 +44,13 @@ class EngineTransport(httpx.AsyncBaseTransport):
             connection.close()
             raise
         stream = _Body(self, connection, timeouts.get("read"))
-        return httpx.Response(connection.status, headers=connection.headers, stream=stream, request=request)
+        return httpx.Response(
+            connection.status,
+            headers=connection.headers,
+            stream=stream,
+            request=request,
+            extensions={READ: stream.read},
+        )
 
     async def aclose(self) -> None:
         """Close the idle connections."""
@@ -99,11 +107,12 @@ class _Body(httpx.AsyncByteStream):
         self._connection: Connection | None = connection
         self._timeout_s = timeout_s
 
+    async def read(self) -> bytes:
+        """What has come, at least one byte; empty at the end."""
+        return b"" if self._connection is None else await self._connection.read(self._timeout_s)
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while self._connection is not None:
-            content = await self._connection.read(self._timeout_s)
-            if not content:
-                return
+        while content := await self.read():
             yield content
 
     async def aclose(self) -> None:

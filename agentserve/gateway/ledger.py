@@ -1,7 +1,8 @@
 """How do transitions of runs reach the store, also when it is away for a while? Written through, or else behind.
 
 A run that this process knows is served on from memory while the store is down; its transitions are kept in order and
-written when the store is back. Derived deadlines are always written behind: nobody waits for them.
+written when the store is back. Derived deadlines are always written behind: nobody waits for them. They go with the
+next transition of their run if one comes within a moment, which saves a short call a round trip.
 """
 
 import asyncio
@@ -13,12 +14,13 @@ from typing import Final
 from agentserve.errors import AgentServeError, NotFound, Unavailable
 from agentserve.tracker.store import Store
 from workflows.errors import WorkflowError
-from workflows.run import DeadlinesDerived, Run, Transition
+from workflows.run import DeadlinesDerived, Run, Together, Transition
 
 logger = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.5
 _MAX_BEHIND: Final = 50_000
+_DEADLINES_WAIT_S: Final = 0.2
 
 
 class Ledger:
@@ -40,7 +42,7 @@ class Ledger:
         """The run after the transition, stored now or later. Raises what is illegal, and Unavailable past the bound."""
         if run.run_id not in self._owed:
             try:
-                return await self._stored(run, transition)
+                return await self._stored(run, self._with_deadlines(run, transition))
             except Unavailable as error:
                 logger.warning("run %s goes on in memory: %s", run.run_id, error)
         if len(self._behind) >= _MAX_BEHIND:
@@ -61,6 +63,8 @@ class Ledger:
         """Write what is owed, until cancelled."""
         while True:
             await self._work.wait()
+            if not self._behind:
+                await asyncio.sleep(_DEADLINES_WAIT_S)
             self._work.clear()
             try:
                 await self.flush()
@@ -83,6 +87,11 @@ class Ledger:
             await self._told(run_id, self._store.apply(run_id, derived))
             if self._deadlines.get(run_id) is derived:
                 del self._deadlines[run_id]
+
+    def _with_deadlines(self, run: Run, transition: Transition) -> Transition:
+        """The transition with the deadlines that wait for their turn; those of an ended run matter no more."""
+        derived = self._deadlines.pop(run.run_id, None)
+        return transition if derived is None else Together((derived, transition))
 
     async def _stored(self, run: Run, transition: Transition) -> Run:
         try:

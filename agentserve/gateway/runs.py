@@ -36,6 +36,7 @@ from workflows.run import (
     StepKind,
     StepStarted,
     StepStatus,
+    Together,
     Transition,
     new_run,
 )
@@ -122,8 +123,12 @@ class RunService:
         implicit: bool = False,
         traceparent: str | None = None,
         tenant: Tenant = NOBODY,
+        first: StepStarted | None = None,
     ) -> tuple[LiveRun, bool]:
-        """Submit a run, or find the one of that id; whether it is new. Conflict if it is another workflow's."""
+        """Submit a run, or find the one of that id; whether it is new. Conflict if it is another workflow's.
+
+        `first`: a step that a new run begins with, stored in the same write.
+        """
         slo_s = None if deadline_s is not None else slo_s
         name = run_id or tenant.inside(f"run-{uuid.uuid4().hex}")
         owner = "" if tenant is NOBODY else tenant.name
@@ -132,10 +137,13 @@ class RunService:
             known = self._known.get(name)
             if known is None:
                 fresh = new_run(name, workflow, self._clock(), slo_s, deadline_s, implicit, owner)
-                run, is_new = await self.store.create(fresh)
+                run, is_new = await self.store.create(fresh if first is None else fresh.apply(first))
                 if is_new:
                     known = self._remember(LiveRun(run, graph))
                     self._tell_submitted(run, traceparent)
+                    if first is not None:
+                        self._tell_changes(fresh, known)
+                        self._rederive(known)
                     return known, True
                 known = await self._opened(run)
         if known.run.workflow != workflow:
@@ -189,25 +197,22 @@ class RunService:
         self, identity: CallIdentity, request_id: str, default_slo_s: float | None, tenant: Tenant = NOBODY
     ) -> CallContext:
         """Find or make the call's run and step. Conflict if the run has ended or the step is another node's."""
-        live = await self._run_of(identity, default_slo_s, tenant)
+        node = identity.node or (DEFAULT_NODE if identity.step_id is None else identity.step_id)
+        first = self._started(identity, identity.step_id or _implicit_id(tenant.outside(request_id)), node)
+        live, has_begun = await self._run_of(identity, default_slo_s, tenant, first)
         async with live.lock:
-            node = identity.node or (DEFAULT_NODE if identity.step_id is None else identity.step_id)
-            step_id = identity.step_id or self._implicit_step(live.run, node, tenant.outside(request_id))
+            step_id = first.step_id
+            if not has_begun and identity.step_id is None:
+                step_id = self._implicit_step(live.run, node, tenant.outside(request_id))
             if live.run.status is not RunStatus.RUNNING:
                 raise Conflict(f"run {live.run.run_id} has ended ({live.run.status})")
             is_first = not live.has_called and not any(
                 step.kind is StepKind.LLM and step.step_id != step_id for step in live.run.steps.values()
             )
-            started = StepStarted(
-                step_id=step_id,
-                node=node,
-                kind=StepKind.LLM,
-                parents=identity.parents,
-                implicit=identity.step_id is None,
-                at_s=self._clock(),
-            )
-            await self._apply(live, started)
-            await self._end_parents(live, identity.parents)
+            changes: list[Transition] = [] if has_begun else [self._started(identity, step_id, node)]
+            changes += self._ends_of_parents(live, identity.parents)
+            if changes:
+                await self._apply(live, Together(tuple(changes)))
             live.has_called = True
             context = CallContext(live.run, step_id, node, request_id, is_first, live.deadlines.get(step_id))
             live.calls[request_id] = context
@@ -229,23 +234,27 @@ class RunService:
             is_shared = any(other.step_id == context.step_id for other in live.calls.values())
             if step is None or not step.implicit or is_shared or (keep_step and not live.run.implicit):
                 return
+            ends: list[Transition] = []
             if step.status is StepStatus.RUNNING:
                 status = {"ok": StepStatus.SUCCEEDED, "cancelled": StepStatus.CANCELLED}.get(outcome, StepStatus.FAILED)
-                await self._apply(
-                    live, StepFinished(step_id=step.step_id, status=status, at_s=self._clock(), error=error)
-                )
+                ends.append(StepFinished(step_id=step.step_id, status=status, at_s=self._clock(), error=error))
             if live.run.implicit and live.run.status is RunStatus.RUNNING:
                 ended = {"ok": RunStatus.SUCCEEDED, "cancelled": RunStatus.CANCELLED}.get(outcome, RunStatus.FAILED)
-                await self._apply(live, RunFinished(status=ended, at_s=self._clock(), error=error))
+                ends.append(RunFinished(status=ended, at_s=self._clock(), error=error))
+            if ends:
+                await self._apply(live, Together(tuple(ends)))
 
-    async def _run_of(self, identity: CallIdentity, default_slo_s: float | None, tenant: Tenant) -> LiveRun:
+    async def _run_of(
+        self, identity: CallIdentity, default_slo_s: float | None, tenant: Tenant, first: StepStarted
+    ) -> tuple[LiveRun, bool]:
+        """The run that a call names, or a new one that begins with `first`; whether it did."""
         if identity.run_id is not None:
             try:
-                return await self._open(identity.run_id)
+                return await self._open(identity.run_id), False
             except NotFound:
                 pass
         slo_s = identity.slo_s if identity.slo_s is not None else default_slo_s
-        live, _ = await self.create(
+        return await self.create(
             identity.run_id,
             identity.workflow or tenant.inside(LONE_CALL if identity.run_id is None else UNNAMED),
             slo_s=slo_s,
@@ -253,12 +262,22 @@ class RunService:
             implicit=identity.run_id is None,
             traceparent=identity.traceparent,
             tenant=tenant,
+            first=first,
         )
-        return live
+
+    def _started(self, identity: CallIdentity, step_id: str, node: str) -> StepStarted:
+        return StepStarted(
+            step_id=step_id,
+            node=node,
+            kind=StepKind.LLM,
+            parents=identity.parents,
+            implicit=identity.step_id is None,
+            at_s=self._clock(),
+        )
 
     def _implicit_step(self, run: Run, node: str, request_id: str) -> str:
         """The id of a bare call's step: the same again for the same call, another once that step has ended."""
-        first = f"{DEFAULT_NODE}-{request_id}"[:120]
+        first = _implicit_id(request_id)
         step_id, attempt = first, 1
         while (step := run.steps.get(step_id)) is not None and (
             step.status is not StepStatus.RUNNING or step.node != node
@@ -267,14 +286,15 @@ class RunService:
             step_id = f"{first}~{attempt}"
         return step_id
 
-    async def _end_parents(self, live: LiveRun, parents: Sequence[str]) -> None:
+    def _ends_of_parents(self, live: LiveRun, parents: Sequence[str]) -> Sequence[Transition]:
         """A step that waited for others has begun, so those have ended, whether their ends were reported or not."""
         busy = {context.step_id for context in live.calls.values()}
-        for name in parents:
-            parent = live.run.steps.get(name)
-            if parent is not None and parent.status is StepStatus.RUNNING and name not in busy:
-                ended = StepFinished(step_id=name, status=StepStatus.SUCCEEDED, at_s=self._clock())
-                await self._apply(live, ended)
+        waited_for = (live.run.steps.get(name) for name in dict.fromkeys(parents) if name not in busy)
+        return [
+            StepFinished(step_id=parent.step_id, status=StepStatus.SUCCEEDED, at_s=self._clock())
+            for parent in waited_for
+            if parent is not None and parent.status is StepStatus.RUNNING
+        ]
 
     # -- one change --------------------------------------------------------------------------------------------------
 
@@ -396,6 +416,10 @@ class RunService:
         self._diary.write(Kind.RUN_FINISHED, run.run_id, data=data, at_s=end.at_s)
         self.learning.learn(live.workflow.name, observe_run_end(run, live.workflow))
         self._orchestrator.run_ended(run.run_id, succeeded=record.succeeded)
+
+
+def _implicit_id(request_id: str) -> str:
+    return f"{DEFAULT_NODE}-{request_id}"[:120]
 
 
 def _has_moved(before: StepDeadline | None, now: StepDeadline) -> bool:

@@ -24,11 +24,11 @@ import numpy as np
 from scheduler.call import Call
 from scheduler.config import AgentServeConfig
 from scheduler.decisions import Explanation
-from scheduler.estimate import Floats
+from scheduler.estimate import Floats, Pool
 from scheduler.frozen import builder
-from scheduler.latency import Demand
+from scheduler.latency import Demand, Terms, predict
 from scheduler.migration import evacuate, rescue
-from scheduler.placement import Move, Options, Placement, add_pairs, demand_of, weigh
+from scheduler.placement import Move, Options, Placement, add_pairs, colocated, demand_of, weigh
 from scheduler.policy import Wait
 from scheduler.rest import Rest
 from scheduler.selection import argmin, best_rows
@@ -38,6 +38,7 @@ from scheduler.state import ClusterState
 PRIORITY_PER_S = 100.0
 """Priorities are hundredths of a second since the first event: ±248 days in 32 bits."""
 LOWEST_PRIORITY = 2**31 - 1
+_ROUNDING = 1e-9
 _DEARER = "price %+.5f: chance %+.3f, others lose %+.4f, delay %+.3f s"
 
 _new_explanation = builder(Explanation)
@@ -75,7 +76,7 @@ class AgentServe:
         best = best_rows(priced.price, mask, state.config.explained_candidates + 1)
         waits = _waits(call, state, options, priced, best[0], now_s)
         if waits is not None:
-            return Wait(waits)
+            return Wait(waits, gives_way=priced.is_lost)
         reason = _new_explanation(
             policy=self.name,
             rule=_rule(priced, best[0], total),
@@ -87,6 +88,29 @@ class AgentServe:
         )
         urgency = LOWEST_PRIORITY if priced.is_lost else priority(call, state, options.own_s.item(best[0]), now_s)
         return options.placement(best[0], urgency, reason)
+
+    def still_waits(self, call: Call, state: ClusterState, now_s: float) -> bool:
+        """Whether a call of a lost run surely gives way again: told by bounds on all placements, in half the time.
+
+        No chance exceeds that of an ideal placement, no loss to others is below the least stall plus the least slowing.
+        """
+        pool, prices, deadline_s = state.pool_of(call), state.config.agentserve, call.deadline_s
+        demand = demand_of(call)
+        if deadline_s is None or colocated(pool, call, demand) is not pool.mixed or not pool.mixed_count:
+            return False
+        terms = predict(pool, demand, now_s)
+        rest = _rest(call, state, demand, terms)
+        stalled, coming = _losses(pool, terms, demand, prices, now_s)
+        least = stalled.item(stalled.argmin()) + coming.item(coming.argmin())
+        if least <= prices.lost_loss or not _may_give_way(call, state, now_s):
+            return False
+        if deadline_s <= now_s:
+            return True
+        ready_s = terms.wait_s - terms.seat_s + terms.prefill_s
+        left_s = deadline_s - now_s - ready_s.item(ready_s.argmin())
+        step_s = terms.step_s.item(terms.step_s.argmin())
+        (chance,) = rest.chances_here((left_s,), step_s, _lengths(call, demand).tolist())
+        return chance + _ROUNDING < prices.lost_chance
 
     def rank(self, call: Call, state: ClusterState, now_s: float) -> float:
         """Those whose deadline is still to come first, the nearest at the start; then the lost ones, as they came."""
@@ -121,22 +145,8 @@ def _options(call: Call, state: ClusterState, demand: Demand, prices: AgentServe
 
 
 def _price(call: Call, state: ClusterState, demand: Demand, options: Options, now_s: float) -> _Priced:
-    prices, pool = state.config.agentserve, options.pool
-    marginal_s, chunk_s, stake = options.terms.marginal_s, options.terms.chunk_s, pool.stake
-    slowed = np.minimum(pool.stake_tokens, stake * demand.output_tokens)
-    draw, draw_tokens = pool.draw_per_s(now_s)
-    coming = draw_tokens * options.terms.decode_s
-    behind = options.terms.wait_s + options.terms.prefill_s
-    behind *= draw
-    if (prices.resident_weight, prices.coming_weight, prices.queue_weight) != (1.0, 1.0, 1.0):  # four operations less
-        slowed *= prices.resident_weight
-        stake = stake * prices.resident_weight
-        coming *= prices.coming_weight
-        behind *= prices.queue_weight
-    coming += slowed
-    coming *= marginal_s
-    stalled = stake + behind
-    stalled *= chunk_s
+    prices = state.config.agentserve
+    stalled, coming = _losses(options.pool, options.terms, demand, prices, now_s)
     loss = stalled + coming
     if options.prefill_rows:
         pairs = stalled[options.prefill_rows] + coming[options.decode_rows]
@@ -148,16 +158,45 @@ def _price(call: Call, state: ClusterState, demand: Demand, options: Options, no
     price += loss
     if deadline_s is None:
         return _Priced(price, None, loss, delay_s, None, False)
-    cached = options.terms.cached.item(options.terms.cached.argmax())
-    rest = rest_after(call, state.runs, state.rests, state.alone, cached, demand.output_tokens)
-    lengths = likely_lengths(demand) if call.emitted or call.arrived.max_tokens else call.distribution.spread
-    chance = outcome(rest, deadline_s - now_s, options.ready_s, options.step_s, lengths)
+    rest = _rest(call, state, demand, options.terms)
+    chance = outcome(rest, deadline_s - now_s, options.ready_s, options.step_s, _lengths(call, demand))
     price += 1.0
     price -= chance * state.shares.worth(call, now_s)
     is_any = options.count() == len(chance)  # argmax and item: a third of the time of max()
     best = chance.item(chance.argmax()) if is_any else float(chance.max(where=options.allowed, initial=0.0))
     is_lost = best < prices.lost_chance or deadline_s <= now_s
     return _Priced(price, chance, loss, delay_s, rest, is_lost)
+
+
+def _losses(pool: Pool, terms: Terms, demand: Demand, prices: AgentServeConfig, now_s: float) -> tuple[Floats, Floats]:
+    """What other runs lose of their chances where the call prefills, and where it decodes."""
+    stake = pool.stake
+    slowed = np.minimum(pool.stake_tokens, stake * demand.output_tokens)
+    draw, draw_tokens = pool.draw_per_s(now_s)
+    coming = draw_tokens * terms.decode_s
+    behind = terms.wait_s + terms.prefill_s
+    behind *= draw
+    if (prices.resident_weight, prices.coming_weight, prices.queue_weight) != (1.0, 1.0, 1.0):  # four operations less
+        slowed *= prices.resident_weight
+        stake = stake * prices.resident_weight
+        coming *= prices.coming_weight
+        behind *= prices.queue_weight
+    coming += slowed
+    coming *= terms.marginal_s
+    stalled = stake + behind
+    stalled *= terms.chunk_s
+    return stalled, coming
+
+
+def _rest(call: Call, state: ClusterState, demand: Demand, terms: Terms) -> Rest:
+    """What the call's run has to do after it."""
+    cached = terms.cached.item(terms.cached.argmax())
+    return rest_after(call, state.runs, state.rests, state.alone, cached, demand.output_tokens)
+
+
+def _lengths(call: Call, demand: Demand) -> Floats:
+    """Equally likely counts of the tokens that the call still puts out."""
+    return likely_lengths(demand) if call.emitted or call.arrived.max_tokens else call.distribution.spread
 
 
 def _dearer(options: Options, weight: float) -> Floats:
@@ -178,10 +217,7 @@ def _waits(call: Call, state: ClusterState, options: Options, priced: _Priced, b
     if priced.is_lost:
         if loss <= prices.lost_loss:
             return None
-        waited_s = facts.waited_s + now_s - call.arrived_s
-        limit_s = prices.lost_wait_s + prices.lost_wait_slos * (facts.slo_s or 0.0)
-        # A tenant above its share gives way for as long as that costs others: its lost runs would fill every place.
-        return f"run lost: gives way, others would lose {loss:.3f}" if worth < 1.0 or waited_s < limit_s else None
+        return f"run lost: gives way, others would lose {loss:.3f}" if _may_give_way(call, state, now_s) else None
     if facts.served_calls or call.attempt:
         return None
     left_s, own_s = deadline_s - now_s, max(options.own_s.item(best), 0.1)
@@ -191,6 +227,16 @@ def _waits(call: Call, state: ClusterState, options: Options, priced: _Priced, b
     if chance * worth >= cost:
         return None
     return f"new run waits: would cost others {cost:.2f} in about {calls:.1f} calls, for a chance of {chance:.2f}"
+
+
+def _may_give_way(call: Call, state: ClusterState, now_s: float) -> bool:
+    """Whether the calls of a lost run have waited less than they may in all.
+
+    A tenant above its share gives way for as long as that costs others: its lost runs would fill every place.
+    """
+    prices, facts = state.config.agentserve, state.runs.of(call)
+    limit_s = prices.lost_wait_s + prices.lost_wait_slos * (facts.slo_s or 0.0)
+    return facts.waited_s + now_s - call.arrived_s < limit_s or state.shares.worth(call, now_s) < 1.0
 
 
 def _rule(priced: _Priced, best: int, total: int) -> str:

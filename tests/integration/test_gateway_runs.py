@@ -12,6 +12,8 @@ from agentserve.emulator.config import EmulatorConfig
 from agentserve.emulator.inprocess import running
 from agentserve.local.redis import RedisServer
 from agentserve.orchestrator.eventlog import EventLog
+from agentserve.tracker import scripts
+from agentserve.tracker.connection import Connection, Script
 from scheduler.config import SchedulerConfig
 from scheduler.core import make_scheduler
 from scheduler.wire import header, replay
@@ -273,3 +275,23 @@ async def _some_of(gate: Gateway, text: str, head: dict[str, str], body: dict[st
             if len(seen["ids"]) >= tokens:
                 break
     return seen
+
+
+async def test_a_lone_call_costs_its_run_two_writes(gate: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    await gate.chat("learn the workflow [[reply tokens=3]]")
+    written: list[str] = []
+    run = Connection.run
+
+    async def counted(self: Connection, script: Script, keys: Any, arguments: Any) -> Any:
+        if script is scripts.COMMIT:
+            written.append(keys[0])
+        return await run(self, script, keys, arguments)
+
+    monkeypatch.setattr(Connection, "run", counted)
+    answer = await gate.chat("hi [[reply tokens=3]]")
+    await gate.app.state.runs.ledger.flush()
+    run_id = answer.headers["x-agentserve-run-id"]
+    assert [key.rpartition(":")[2] for key in written] == [run_id, run_id]
+    stored = await gate.store.load(run_id)
+    assert stored.status == "succeeded"
+    assert [step.status for step in stored.steps.values()] == ["succeeded"]

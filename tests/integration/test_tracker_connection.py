@@ -185,4 +185,35 @@ def test_redis_is_spoken_to_in_one_place() -> None:
                 names = [node.module]
             if any(name.split(".")[0] in ("redis", "valkey") for name in names):
                 importers.add(path.relative_to(root).as_posix())
-    assert importers == {"tracker/connection.py"}
+    # The SDK's checkpoints are in the user's process, which has no tracker.
+    assert importers == {"tracker/connection.py", "sdk/redis_link.py"}
+
+
+async def test_commands_that_come_together_share_round_trips(server: RedisServer) -> None:
+    connection = Connection(server.url)
+    before = (await connection.command("INFO", "stats"))["total_reads_processed"]
+    answers = await asyncio.gather(*(connection.command("ECHO", f"{n}") for n in range(256)))
+    after = (await connection.command("INFO", "stats"))["total_reads_processed"]
+    assert answers == [f"{n}".encode() for n in range(256)]
+    assert after - before <= 16
+    await connection.close()
+
+
+async def test_of_commands_that_share_a_round_trip_only_the_bad_one_fails(server: RedisServer) -> None:
+    connection = Connection(server.url)
+    await connection.command("SET", "text", "no number")
+    commands = [("ECHO", "a"), ("ECHO", "b"), ("INCR", "text"), ("ECHO", "c"), ("ECHO", "d")]
+    answers = await asyncio.gather(*(connection.command(*one) for one in commands), return_exceptions=True)
+    assert [one for one in answers if isinstance(one, bytes)] == [b"a", b"b", b"c", b"d"]
+    assert isinstance(answers[2], Unavailable)
+    await connection.close()
+
+
+async def test_a_command_given_up_by_its_caller_harms_no_other(server: RedisServer) -> None:
+    connection = Connection(server.url)
+    calls = [asyncio.ensure_future(connection.command("ECHO", f"{n}")) for n in range(8)]
+    await asyncio.sleep(0)
+    calls[5].cancel()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [one for one in answers if isinstance(one, bytes)] == [f"{n}".encode() for n in range(8) if n != 5]
+    await connection.close()

@@ -49,13 +49,13 @@ async def record(policy: str) -> None:
 
 
 async def _trouble(cluster: LocalCluster, under_way: asyncio.Event) -> None:
-    """Once runs have ended, slow a weak and the strongest instance twentyfold, then kill the engine of another."""
+    """Once runs have ended, slow a weak and the strongest instance twentyfold, then kill a busy engine."""
     await under_way.wait()
     async with httpx.AsyncClient(timeout=10) as client:
         for name in ("a100-80g-2", "h200-1"):
             await client.post(f"{cluster.engine_urls[name]}/emulator/slow", json={"factor": 20})
     await asyncio.sleep(0.3)
-    await cluster.parts["engine-a100-80g-1"].kill()
+    await cluster.parts["engine-h100-1"].kill()
 
 
 if __name__ == "__main__":

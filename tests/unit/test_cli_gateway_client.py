@@ -13,7 +13,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, answer: httpx.Response | Exceptio
             raise answer
         return answer
 
-    monkeypatch.setattr(gateway_client.httpx, "request", request)
+    monkeypatch.setattr(httpx, "request", request)
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def test_one_tenant_s_calls_go_as_they_would_without_tenants() -> None:
 class Served:
     """Shares with one live call of each tenant."""
 
-    def __init__(self, weights: dict[str, float], **fairness: float) -> None:
-        state = ClusterState(config(fairness=FairnessConfig(**fairness)), profile, 0)
+    def __init__(self, weights: dict[str, float], strength: float = 1.0, **fairness: float) -> None:
+        state = ClusterState(config(fairness=FairnessConfig(strength=strength, **fairness)), profile, 0)
         self.shares: Shares = state.shares
         self.calls = {
             name: state.admit(of(name, f"r-{name}", tenant_weight=weight)) for name, weight in weights.items()

@@ -17,6 +17,7 @@ from workflows.run import (
     StepKind,
     StepStarted,
     StepStatus,
+    Together,
     new_run,
 )
 from workflows.wire import run_from_plain, run_to_plain, step_from_plain
@@ -178,3 +179,17 @@ def test_plain_data_that_is_no_run_is_refused(plain: dict[str, object]) -> None:
 def test_plain_data_that_is_no_step_is_refused() -> None:
     with pytest.raises(WorkflowError, match="not a step as written by step_to_plain: KeyError"):
         step_from_plain({})
+
+
+def test_transitions_together_are_what_they_are_one_by_one() -> None:
+    parts = (started(), finished(), RunFinished(status=RunStatus.SUCCEEDED, at_s=106.0))
+    together = run_with(Together(parts))
+    assert together == run_with(*parts)
+    assert together.apply(Together(parts)) is together
+
+
+def test_of_transitions_together_none_happens_if_one_is_refused() -> None:
+    run = run_with(started())
+    with pytest.raises(IllegalTransition):
+        run.apply(Together((finished(), finished("unknown"))))
+    assert run.steps["s1"].status is StepStatus.RUNNING
