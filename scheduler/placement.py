@@ -288,22 +288,24 @@ def _append(
     pool, terms = options.pool, options.terms
     options.prefill_rows, options.decode_rows = prefills, decodes
     p, d = np.array(prefills), np.array(decodes)
-    moved = np.maximum(demand.context_tokens - terms.cached[d], 0.0)
-    transfer_s = moved * pool.kv_bytes[p] / np.minimum(pool.link[p], pool.link[d])
-    queue_s = terms.wait_s[p] - terms.seat_s[p] + terms.seat_s[d]
-    ready_s = queue_s + terms.prefill_s[p] + transfer_s
-    own_s = ready_s + terms.decode_s[d]
-    evicted_s = np.maximum(pool.cache_excess[d] + moved, _ZERO) * pool.p1[d] * prefix_weight
+    cached, cached_there = terms.cached.take(p), terms.cached.take(d)  # take: half the time of an index
+    seat_s, prefill_s, decode_s = terms.seat_s.take(d), terms.prefill_s.take(p), terms.decode_s.take(d)
+    moved = np.maximum(demand.context_tokens - cached_there, _ZERO)
+    transfer_s = moved * pool.kv_bytes.take(p) / np.minimum(pool.link.take(p), pool.link.take(d))
+    queue_s = terms.wait_s.take(p) - terms.seat_s.take(p) + seat_s
+    ready_s = queue_s + prefill_s + transfer_s
+    own_s = ready_s + decode_s
+    evicted_s = np.maximum(pool.cache_excess.take(d) + moved, _ZERO) * pool.p1.take(d) * prefix_weight
     options.transfer_s = np.concatenate((np.zeros(len(pool.ids)), transfer_s))
     for name, extra in (
         ("allowed", np.ones(len(prefills), dtype=bool)),
-        ("cached", terms.cached[p]),
+        ("cached", cached),
         ("queue_s", queue_s),
-        ("prefill_s", terms.prefill_s[p]),
-        ("decode_s", terms.decode_s[d]),
-        ("step_s", terms.step_s[d]),
+        ("prefill_s", prefill_s),
+        ("decode_s", decode_s),
+        ("step_s", terms.step_s.take(d)),
         ("ready_s", ready_s),
         ("own_s", own_s),
-        ("harm_s", options.prefill_harm_s[p] + options.decode_harm_s[d] + evicted_s + margin * own_s),
+        ("harm_s", options.prefill_harm_s.take(p) + options.decode_harm_s.take(d) + evicted_s + margin * own_s),
     ):
         setattr(options, name, np.concatenate((getattr(options, name), extra)))
