@@ -14,7 +14,6 @@ from agentserve.cli.gateway_client import gateway_url, get_json
 from agentserve.cli.runs import print_result
 from agentserve.cli.values import attribute, failure
 from agentserve.errors import AgentServeError, BadInput
-from agentserve.gateway.identity import check_run_id
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +32,7 @@ def resume(
     json: JsonFlag = False,
 ) -> None:
     """Go on with a durable run whose process died: same id, same deadline, finished steps not executed again."""
+    from agentserve.gateway.identity import check_run_id  # the server's libraries are not needed for --help
     from agentserve.sdk.durable import DurableStore
     from agentserve.sdk.redis_link import link_from_environment
     from agentserve.sdk.served import ServedGraph, serve

@@ -89,7 +89,7 @@ class _Gateway:
         self._handle(InstanceDraining, instance_id=worker_id)
 
     def _lost(self, worker_id: str, reason: str) -> None:
-        self._handle(InstanceLost, instance_id=worker_id)
+        self._handle(InstanceLost, instance_id=worker_id, reason=reason)
 
 
 def _make(draw: bytes) -> bytes:

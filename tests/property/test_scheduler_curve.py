@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.curve import Curve
-from scheduler.rest import _EDGES_S, _EDGES_SHARE, Rest, RestByForecast, RestBySlo, RestByVisit
+from scheduler.rest import _EDGES_S, _EDGES_SHARE, Ends, Rest, RestByForecast, RestBySlo, RestByVisit
 from scheduler.runs import Progress
 
 CHANCES = st.integers(0, 2**32 - 1).map(
@@ -21,7 +21,7 @@ RESTS = st.one_of(
         CHANCES.map(lambda chances: Curve(_EDGES_SHARE, chances)),
         st.floats(0.5, 600.0),
         st.builds(Progress, st.floats(0.0, 100.0), st.floats(1e-3, 0.1), st.floats(1.0, 2000.0)),
-        st.floats(0.0, 1.0),
+        st.builds(Ends, st.floats(0.0, 1.0), st.lists(st.floats(0.1, 500.0), min_size=8, max_size=8).map(np.array)),
         st.floats(1.0, 8.0),
     ),
 )
