@@ -24,7 +24,7 @@ from scheduler.estimate import Bools, Floats, Pool
 from scheduler.frozen import builder
 from scheduler.latency import Demand, Terms, predict
 from scheduler.quantities import KV_FREE_SHARE
-from scheduler.selection import argmin, best_rows
+from scheduler.selection import best_rows
 
 _ZERO = np.array(0.0)
 """Faster than 0.0, see latency.py."""
@@ -274,11 +274,9 @@ def _pairs(
         prefills, decodes = without(pool, prefills, avoid), without(pool, decodes, avoid)
     pairs: list[tuple[int, int]] = []
     for members in pool.kv_groups:
-        p, d = prefills & members, decodes & members
-        best_p, best_d = argmin(first, p), argmin(second, d)
-        if best_p is not None and best_d is not None and float(first[best_p] + second[best_d]) < below_s:
-            rows = best_rows(second, d, count)
-            pairs += [(row, other) for row in best_rows(first, p, count) for other in rows if row != other]
+        rows, others = best_rows(first, prefills & members, count), best_rows(second, decodes & members, count)
+        if rows and others and first.item(rows[0]) + second.item(others[0]) < below_s:
+            pairs += [(row, other) for row in rows for other in others if row != other]
     return pairs
 
 
