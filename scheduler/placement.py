@@ -24,7 +24,7 @@ from scheduler.estimate import Bools, Floats, Pool
 from scheduler.frozen import builder
 from scheduler.latency import Demand, Terms, predict
 from scheduler.quantities import KV_FREE_SHARE
-from scheduler.selection import argmin, best_rows
+from scheduler.selection import best_rows
 
 _ZERO = np.array(0.0)
 """Faster than 0.0, see latency.py."""
@@ -274,11 +274,9 @@ def _pairs(
         prefills, decodes = without(pool, prefills, avoid), without(pool, decodes, avoid)
     pairs: list[tuple[int, int]] = []
     for members in pool.kv_groups:
-        p, d = prefills & members, decodes & members
-        best_p, best_d = argmin(first, p), argmin(second, d)
-        if best_p is not None and best_d is not None and float(first[best_p] + second[best_d]) < below_s:
-            rows = best_rows(second, d, count)
-            pairs += [(row, other) for row in best_rows(first, p, count) for other in rows if row != other]
+        rows, others = best_rows(first, prefills & members, count), best_rows(second, decodes & members, count)
+        if rows and others and first.item(rows[0]) + second.item(others[0]) < below_s:
+            pairs += [(row, other) for row in rows for other in others if row != other]
     return pairs
 
 
@@ -288,22 +286,24 @@ def _append(
     pool, terms = options.pool, options.terms
     options.prefill_rows, options.decode_rows = prefills, decodes
     p, d = np.array(prefills), np.array(decodes)
-    moved = np.maximum(demand.context_tokens - terms.cached[d], 0.0)
-    transfer_s = moved * pool.kv_bytes[p] / np.minimum(pool.link[p], pool.link[d])
-    queue_s = terms.wait_s[p] - terms.seat_s[p] + terms.seat_s[d]
-    ready_s = queue_s + terms.prefill_s[p] + transfer_s
-    own_s = ready_s + terms.decode_s[d]
-    evicted_s = np.maximum(pool.cache_excess[d] + moved, _ZERO) * pool.p1[d] * prefix_weight
+    cached, cached_there = terms.cached.take(p), terms.cached.take(d)  # take: half the time of an index
+    seat_s, prefill_s, decode_s = terms.seat_s.take(d), terms.prefill_s.take(p), terms.decode_s.take(d)
+    moved = np.maximum(demand.context_tokens - cached_there, _ZERO)
+    transfer_s = moved * pool.kv_bytes.take(p) / np.minimum(pool.link.take(p), pool.link.take(d))
+    queue_s = terms.wait_s.take(p) - terms.seat_s.take(p) + seat_s
+    ready_s = queue_s + prefill_s + transfer_s
+    own_s = ready_s + decode_s
+    evicted_s = np.maximum(pool.cache_excess.take(d) + moved, _ZERO) * pool.p1.take(d) * prefix_weight
     options.transfer_s = np.concatenate((np.zeros(len(pool.ids)), transfer_s))
     for name, extra in (
         ("allowed", np.ones(len(prefills), dtype=bool)),
-        ("cached", terms.cached[p]),
+        ("cached", cached),
         ("queue_s", queue_s),
-        ("prefill_s", terms.prefill_s[p]),
-        ("decode_s", terms.decode_s[d]),
-        ("step_s", terms.step_s[d]),
+        ("prefill_s", prefill_s),
+        ("decode_s", decode_s),
+        ("step_s", terms.step_s.take(d)),
         ("ready_s", ready_s),
         ("own_s", own_s),
-        ("harm_s", options.prefill_harm_s[p] + options.decode_harm_s[d] + evicted_s + margin * own_s),
+        ("harm_s", options.prefill_harm_s.take(p) + options.decode_harm_s.take(d) + evicted_s + margin * own_s),
     ):
         setattr(options, name, np.concatenate((getattr(options, name), extra)))
