@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from agentserve.errors import BadInput, Conflict, Unavailable
+from agentserve.redis_url import address_of, bad_redis_url, tls_options
 
 
 class NotDriver(Conflict):
@@ -24,7 +25,6 @@ Value = str | bytes | int | float
 DEFAULT_REDIS: Final = "redis://127.0.0.1:6379/0"
 FENCED: Final = "FENCED"
 """What a script answers a process that no longer drives the run."""
-_SCHEMES: Final = ("redis", "rediss", "unix")
 _CLUSTER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DEFAULT_TTL_S: Final = 86_400
 _RETRIES: Final = 12
@@ -34,7 +34,7 @@ _RETRIES: Final = 12
 class RedisLink:
     """A client of the server at `url`; thread-safe. Keys begin with `agentserve:{cluster}:`."""
 
-    def __init__(self, url: str, cluster: str, ttl_s: int = _DEFAULT_TTL_S, *, ca_file: str | None = None) -> None:
+    def __init__(self, url: str, cluster: str, ttl_s: int = _DEFAULT_TTL_S, *, ca_file: Path | None = None) -> None:
         """`ttl_s`: what is kept goes so long after its last change. BadInput for another URL or name.
 
         `ca_file`: certificates that sign a rediss:// server's, which is checked in any case, its name too.
@@ -45,7 +45,7 @@ class RedisLink:
         from redis.backoff import ExponentialBackoff
         from redis.retry import Retry
 
-        self.address = _address(url)
+        self.address = address_of(url)
         self.prefix = f"agentserve:{{{cluster}}}"
         self.ttl_s = ttl_s
         try:
@@ -54,10 +54,10 @@ class RedisLink:
                 retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), _RETRIES),
                 socket_timeout=5.0,
                 **({} if url.startswith("unix:") else {"socket_connect_timeout": 1.0}),
-                **(_tls(ca_file) if url.startswith("rediss:") else {}),
+                **(tls_options(ca_file) if url.startswith("rediss:") else {}),
             )
         except ValueError:
-            raise _bad_url() from None
+            raise bad_redis_url() from None
         self._scripts: dict[str, Any] = {}
 
     def command(self, *arguments: Value) -> Any:
@@ -105,27 +105,5 @@ def link_from_environment(url: str | None = None, environ: Mapping[str, str] = o
         raise BadInput(f"AGENTSERVE_RUN_TTL_S={ttl!r}: give a positive number of seconds")
     given = url or environ.get("AGENTSERVE_REDIS_URL") or DEFAULT_REDIS
     cluster = environ.get("AGENTSERVE_CLUSTER") or "default"
-    return RedisLink(given, cluster, int(ttl), ca_file=environ.get("AGENTSERVE_REDIS_CA_FILE") or None)
-
-
-def _tls(ca_file: str | None) -> dict[str, Any]:
-    checked: dict[str, Any] = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
-    return checked if ca_file is None else {**checked, "ssl_ca_certs": ca_file}
-
-
-def _address(url: str) -> str:
-    """What of the URL may be shown: never its password."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise _bad_url() from None
-    if parts.scheme not in _SCHEMES or (parts.scheme == "unix" and not parts.path):
-        raise _bad_url()
-    return parts.path if parts.scheme == "unix" else f"{host or 'localhost'}:{port or 6379}"
-
-
-def _bad_url() -> BadInput:
-    return BadInput(
-        "the Redis URL (AGENTSERVE_REDIS_URL) must look like redis://host:6379/0, rediss://… or unix:///path"
-    )
+    ca_file = environ.get("AGENTSERVE_REDIS_CA_FILE")
+    return RedisLink(given, cluster, int(ttl), ca_file=Path(ca_file) if ca_file else None)

@@ -6,7 +6,7 @@ For every other node it is noted, before its code runs, that it begins; then it 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
@@ -14,9 +14,8 @@ from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from agentserve.errors import Conflict
 from agentserve.sdk.durable import DurableRun
 from agentserve.sdk.redis_link import NotDriver
+from agentserve.sdk.steps import is_node
 from workflows.langgraph import RETRYABLE_KEY
-
-_NODE_TAG: Final = "graph:step:"
 
 
 class NotRetryable(Conflict):
@@ -69,7 +68,7 @@ class RepeatGuard(BaseCallbackHandler):
 
     def _place(self, tags: list[str] | None, metadata: dict[str, Any] | None) -> str | None:
         """Where the execution is in the graph; None if it is no node's that is looked after here."""
-        if metadata is None or not any(tag.startswith(_NODE_TAG) for tag in tags or ()):
+        if metadata is None or not is_node(tags):
             return None
         if self._run.lost:
             raise NotDriver(f"another process drives run {self._run.about.run_id} now")

@@ -101,6 +101,10 @@ class GatewayClient:
                     raise Unavailable(
                         f"no gateway answers at {self.url} ({type(error).__name__}); start one with `agentserve up`"
                     ) from error
+            except RuntimeError as error:
+                if not self._client.is_closed:
+                    raise
+                raise Unavailable("this client of the gateway was closed") from error
             except httpx.HTTPError as error:
                 raise Unavailable(f"cannot talk to the gateway at {self.url}: {type(error).__name__}") from error
             else:

@@ -19,6 +19,7 @@ from workflows.graph import Workflow
 from workflows.run import StepKind
 
 _NAMESPACE_SEPARATOR = "|"
+_NODE_TAG = "graph:step:"
 _MAX_ID_CHARS = 120  # leaves room for the number of an attempt
 
 
@@ -177,6 +178,11 @@ class StepLedger:
 
     def _leads(self, source: str, target: str) -> bool:
         return any(_within(start, source) and _within(end, target) for start, end in self._edges)
+
+
+def is_node(tags: Sequence[str] | None) -> bool:
+    """Whether LangGraph tagged a runnable as a node's execution."""
+    return any(tag.startswith(_NODE_TAG) for tag in tags or ())
 
 
 def _short(path_id: str) -> str:

@@ -8,10 +8,8 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.errors import GraphBubbleUp
 
-from agentserve.sdk.steps import NodeStep, StepLedger
+from agentserve.sdk.steps import NodeStep, StepLedger, is_node
 from workflows.run import StepStatus
-
-_NODE_TAG = "graph:step:"
 
 
 class StepTracker(BaseCallbackHandler):
@@ -40,7 +38,7 @@ class StepTracker(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """A runnable starts; it is a node's execution if LangGraph tagged it so."""
-        if metadata is None or not any(tag.startswith(_NODE_TAG) for tag in tags or ()):
+        if metadata is None or not is_node(tags):
             return
         step = self._ledger.begin(metadata)
         if step is None:

@@ -15,21 +15,20 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from redis import exceptions
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from agentserve.errors import BadInput, Unavailable
+from agentserve.errors import Unavailable
+from agentserve.redis_url import address_of, bad_redis_url, tls_options
 
 Argument = str | bytes | int | float
 
 _RETRIES: Final = 1
 _MAX_UNDER_WAY: Final = 2
 _MAX_TOGETHER: Final = 64
-_SCHEMES: Final = ("redis", "rediss", "unix")
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (exceptions.AuthenticationError, "it refused the user or password"),
     (exceptions.AuthorizationError, "it refused the user or password"),
@@ -75,10 +74,10 @@ class Connection:
                 socket_timeout=None,  # the limit on the whole call covers every read
                 retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), _RETRIES),
                 **({} if url.startswith("unix:") else {"socket_connect_timeout": connect_timeout_s}),
-                **(_tls(ca_file) if url.startswith("rediss:") else {}),
+                **(tls_options(ca_file) if url.startswith("rediss:") else {}),
             )
         except ValueError:
-            raise _bad_url() from None
+            raise bad_redis_url() from None
         self._redis = Redis.from_pool(pool)
         self._turns = asyncio.Semaphore(max_connections)
         self._waiting: deque[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = deque()
@@ -165,34 +164,6 @@ class Connection:
                 yield
         except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
             raise Unavailable(f"Redis at {self.address}: {_reason(error)}") from error
-
-
-def address_of(url: str) -> str:
-    """The part of a Redis URL that may be shown: host and port, or the socket's path; BadInput for another URL."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise _bad_url() from None
-    if parts.scheme not in _SCHEMES or (parts.scheme == "unix" and not parts.path):
-        raise _bad_url()
-    if parts.scheme == "unix":
-        return parts.path
-    return f"{host or 'localhost'}:{port or 6379}"
-
-
-def _tls(ca_file: Path | None) -> dict[str, Any]:
-    if ca_file is not None and not ca_file.is_file():
-        raise BadInput(f"AGENTSERVE_REDIS_CA_FILE={str(ca_file)!r}: no such file")
-    checked = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
-    return checked if ca_file is None else {**checked, "ssl_ca_certs": str(ca_file)}
-
-
-def _bad_url() -> BadInput:
-    # The URL itself is not repeated: it may hold a password.
-    return BadInput(
-        "the Redis URL (AGENTSERVE_REDIS_URL) must look like redis://host:6379/0, rediss://… or unix:///path"
-    )
 
 
 def _reason(error: Exception) -> str:

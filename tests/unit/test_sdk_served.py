@@ -18,6 +18,7 @@ from agentserve.errors import BadInput, Conflict, Unavailable
 from agentserve.sdk.chat import ChatModel
 from agentserve.sdk.context import current_run
 from agentserve.sdk.patience import Patience
+from agentserve.sdk.reporter import StepReporter
 from agentserve.sdk.rest import GatewayClient
 from agentserve.sdk.served import RunResult, ServedGraph, serve
 from agentserve.sdk.transport import uninstrument
@@ -303,3 +304,12 @@ def test_other_attributes_are_the_graphs_own(gateway: Gateway) -> None:
     graph = served(gateway, one_node(lambda state: {}))
     assert "only" in graph.get_graph().nodes
     assert graph.channels is graph.graph.channels
+
+
+def test_reports_that_come_after_the_client_was_closed_are_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    client = GatewayClient("http://gateway.test", transport=httpx.MockTransport(lambda _: httpx.Response(200, json={})))
+    reporter = StepReporter(client)
+    client.close()
+    reporter.report("r", {"event": "started"})
+    assert reporter.flush("r")
+    assert "was closed" in caplog.text
