@@ -96,4 +96,5 @@ class Shares:
         return {name: self._shares[name].live for name in self._live}
 
     def _faded(self, share: _Share, now_s: float) -> float:
-        return share.served * exp((share.at_s - now_s) / self._config.memory_s) if share.served else 0.0
+        age_s = max(0.0, now_s - share.at_s)  # a clock that was set back makes no service more
+        return share.served * exp(-age_s / self._config.memory_s) if share.served else 0.0

@@ -215,7 +215,7 @@ def verify_log(
             mismatch = replay_log(counted(lines), make_scheduler)
     except OSError as error:
         raise BadInput(f"event log {log}: cannot be read ({error.strerror})") from None
-    except (SchedulerError, ValueError, KeyError, TypeError) as error:
+    except (SchedulerError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"event log {log}: line {events + 1}: not an event log ({error})") from None
     if json:
         plain = {"lines": events, "identical": mismatch is None}

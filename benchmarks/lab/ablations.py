@@ -15,7 +15,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "lost runs do not give way": {"lost_loss": 100.0},
     "no late moves": {"late_moves": False},
     "a second costs the same on every instance": {"capability_weight": 0.0},
-    "splits wherever quicker": {"split_gain_share": 0.0},
+    "splits only where half as quick again": {"split_gain_share": 0.5},
 }
 
 

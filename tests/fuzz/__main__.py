@@ -62,6 +62,8 @@ def main() -> int:
                 if given.keep:
                     keep(defect)
             table.add_row(target.name, f"{cases:,}", str(replayed), f"{cases / took_s:,.0f}", str(len(found)))
+            if not console.is_terminal:
+                console.print(f"{target.name}: {cases:,} cases, {len(found)} defects")
             defects, done = defects + len(found), done + cases
     if not given.target:
         defects += _http(console, table, max(40, given.cases // 50), given.seed)

@@ -60,7 +60,7 @@ async def _two_engines() -> AsyncIterator[tuple[httpx.AsyncClient, Orchestrator]
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(RedisServer())
         engines = [await stack.enter_async_context(running(_ENGINE)) for _ in range(2)]
-        settings = Settings(redis_url=redis.url, mqtt_url=f"mqtt://127.0.0.1:{free_port()}")
+        settings = Settings(redis_url=redis.url, mqtt_url=f"mqtt://127.0.0.1:{free_port()}", max_body_bytes=2**18)
         static = [
             EngineConfig(engine_url=url, gpu="h100", speed=_ENGINE.speed, kv_capacity_tokens=_ENGINE.kv_capacity_tokens)
             for url in engines
@@ -73,12 +73,13 @@ async def _two_engines() -> AsyncIterator[tuple[httpx.AsyncClient, Orchestrator]
 
 
 async def _page_after_real_runs() -> str:
-    """Two runs, of which one misses its SLO, a refused call and a move; the page after it."""
+    """Two runs, of which one misses its SLO, two refused calls and a move; the page after it."""
     async with _two_engines() as (client, orchestrator):
         await _move(client, orchestrator)
         for name, slo_s in (("good", "60"), ("late", "0.001")):
             await _run(client, name, slo_s)
         assert (await client.post("/v1/chat/completions", json=_chat(1, "word " * 20_000))).status_code == 400
+        assert (await client.post("/v1/chat/completions", json=_chat(1, "word " * 60_000))).status_code == 413
         return (await client.get("/metrics")).text
 
 

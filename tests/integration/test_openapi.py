@@ -14,7 +14,7 @@ from tests.fuzz.http import attack_http
 from tests.integration.gateway_parts import gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-REQUESTS = 400
+REQUESTS = 200
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -36,6 +36,7 @@ async def test_the_description_names_every_route() -> None:
     assert described == routed
 
 
+@pytest.mark.timeout(300)  # hundreds of requests, one after the other, on a machine that may be busy
 async def test_no_request_is_answered_by_an_undescribed_status(cluster: LocalCluster) -> None:
     answered = await asyncio.to_thread(lambda: list(attack_http(cluster.gateway_url, REQUESTS, 0)))
     assert {each.operation: each.problems for each in answered if each.problems} == {}

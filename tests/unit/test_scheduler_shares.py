@@ -95,6 +95,13 @@ def test_service_of_long_ago_is_forgotten() -> None:
     assert served.worth("a", 30.0) == pytest.approx(549.787 / (2 * 49.787), rel=1e-4)
 
 
+def test_a_clock_that_is_set_back_makes_no_service_more() -> None:
+    served = Served({"a": 1.0, "b": 1.0}, memory_s=10.0)
+    served.charge("a", 1000, 0, now_s=1e9)
+    served.charge("b", 1000, 0, now_s=0.0)
+    assert served.worth("a", 0.0) == 1.0
+
+
 def test_the_runs_of_a_tenant_that_is_alone_weigh_one_however_much_it_had() -> None:
     served = Served({"a": 1.0})
     served.charge("a", 1e9, 1e9)
