@@ -3,9 +3,8 @@
     python benchmarks/scheduler_handle.py [--policy agentserve] [--events 400] [--seed 1] [--json]
 
 CPU time of one core, so that other work on the machine counts less. Every measured arrival has a fresh id, a prompt of
-8,192 tokens with 32 prefix hashes of which most are known,
-and deadlines; the instances are a third each of three GPU types. The measured call is then finished, so that the load
-stays the same.
+8,192 tokens with 32 prefix hashes of which most are known, and deadlines; the instances are a third each of three GPU
+types. The measured call is then finished, so that the load stays the same.
 """
 
 import argparse

@@ -158,8 +158,7 @@ class Pool:
         self.relative_capability = np.zeros(0)
         """Capability against the weakest instance's."""
         self._dirty: set[int] = set()
-        self._draws: tuple[float, Floats, Floats] | None = None
-        """What `draw_per_s` last gave, and for when."""
+        self._draws: tuple[float, Floats, Floats] | None = None  # when `draw_per_s` was last asked, and what it gave
         self._learned = 0
         self._stale_at_s = float("inf")
         self._adopt(np.zeros((len(TABLE), 0)), np.zeros((len(FLAGS), 0), dtype=bool))
@@ -439,10 +438,8 @@ class Pool:
     def _apply_corrections(self) -> None:
         prefill, decode = self.corrections()
         self._dirty.update(range(len(self.ids)))
-        for name in ("p0", "p1", "p2"):
-            getattr(self, name)[:] = getattr(self, f"base_{name}") * prefill
-        for name in ("d0", "d1", "d2"):
-            getattr(self, name)[:] = getattr(self, f"base_{name}") * decode
+        for name in ("p0", "p1", "p2", "d0", "d1", "d2"):
+            getattr(self, name)[:] = getattr(self, f"base_{name}") * (prefill if name[0] == "p" else decode)
 
     def corrections(self) -> tuple[Floats, Floats]:
         """Observed ÷ predicted times of prefill and decode, per instance, as they are applied."""

@@ -203,10 +203,14 @@ class RestBySlo:
             return last
         # How probable would such a run be given about this SLO? Of all times that it may take alone at one stroke.
         count = len(own_s)
-        shares = np.concatenate((own_s, (own_s[:, None] + rests_s).ravel()))
-        shares /= self.slo_s
-        below, above = self.curve.all_at(np.stack((shares / _NEAR, shares * _NEAR)))
-        near = above - below
+        low, high = shares = np.empty((2, count + count * len(rests_s)))
+        low[:count] = own_s
+        np.add(own_s[:, None], rests_s, out=low[count:].reshape(count, len(rests_s)))
+        low /= self.slo_s
+        np.multiply(low, _NEAR, out=high)
+        low /= _NEAR
+        below, near = self.curve.all_at(shares)
+        near -= below
         ends = last * (float(np.add.reduce(near[:count])) / count + _UNFORESEEN)
         goes_on = float(np.add.reduce(near[count:])) / (len(near) - count) + _UNFORESEEN
         return ends / (ends + (1.0 - last) * goes_on)
